@@ -1,0 +1,136 @@
+"""The data that crosses boundaries, and the conventions of time and masks, stated once.
+
+Knows no model, no algorithm, no device. Arrays are host arrays (NumPy) between stages and traced arrays
+inside compiled programs; the same classes serve both.
+
+Conventions, everywhere:
+  * Letters: B sequences, P prompts, T positions, V vocabulary.
+  * Sequences are right-padded: row b holds its prompt, then its response, then padding; `lengths[b]` counts
+    the first two. What lies behind `lengths[b]` is never read.
+  * Position t holds token t. `log_probs[t]` is of token t given the tokens before it; `values[t]` is the
+    estimate made before token t is chosen; `rewards[t]` is paid for token t.
+  * `response_mask[t]` is true where the policy chose token t (its end-of-sequence token included). Every
+    formula reads such positions alone. A row whose mask is all false has no say in anything.
+  * `actor_log_probs` come from the policy's training path before its update, `rollout_log_probs` from the
+    sampler, `reference_log_probs` from the frozen reference; all at the sampling temperature, before
+    top-k or top-p cut the distribution.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+Metrics = Mapping[str, float]
+"""Named scalars of one step; the name carries the unit where it has one."""
+
+
+class UserError(Exception):
+    """A mistake of the user's (config, data, weights, checkpoint): shown as its message, without a trace."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptRow:
+    """One row of prompt data, as read: what the policy is asked and what its reward is measured against."""
+
+    prompt: str  # text shown to the policy, chat template applied
+    tokens: tuple[int, ...]  # token ids of `prompt`
+    ground_truth: object  # what the reward function compares with; plain JSON value
+    data_source: str  # names the task; validation is reported per data source
+    extra_info: Mapping[str, object]  # passed on to the reward function unread
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """The prompts of one step, one row per sequence to be generated (P prompts × samples per prompt = B)."""
+
+    tokens: Int[np.ndarray, "B T"]  # int32, right-padded
+    lengths: Int[np.ndarray, "B"]  # int32, prompt tokens per row, >= 1
+    sequence_ids: Int[np.ndarray, "B"]  # int32, address of the row's randomness within its step; unique
+    groups: Int[np.ndarray, "B"]  # int32, index of the prompt that the row samples
+    rows: tuple[PromptRow, ...]  # one per sequence, for the reward function
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """What the policy answered: prompts and responses, right-padded to one length."""
+
+    tokens: Int[Array, "B T"]  # int32
+    lengths: Int[Array, "B"]  # int32, prompt + response tokens
+    response_mask: Bool[Array, "B T"]  # true on response tokens
+    rollout_log_probs: Float[Array, "B T"]  # float32, at the temperature, before truncation; 0 off the mask
+    behaviour_log_probs: Float[Array, "B T"]  # float32, of the distribution sampled from (after top-k/top-p)
+    finished: Bool[Array, "B"]  # ended by itself (end token), not by the length limit
+    groups: Int[Array, "B"]  # int32, index of the prompt each row answers
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenLogProbs:
+    """What a language model says of given tokens."""
+
+    log_probs: Float[Array, "B T"]  # float32; 0 where nothing was asked
+    entropy: Float[Array, "B T"]  # float32 nats, of the distribution at each position; 0 where not asked
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What the reward gave each sequence."""
+
+    scores: Float[Array, "B"]  # float32, paid at the last response token
+    accuracy: Float[Array, "B"]  # float32 in [0, 1], share of the task solved; equals scores if not told
+    failed: Bool[Array, "B"]  # the reward function raised or returned no number: `scores` is the fallback
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Experience:
+    """All that an update of actor or critic reads. Fields an algorithm has no use for are zeros."""
+
+    tokens: Int[Array, "B T"]  # int32
+    lengths: Int[Array, "B"]  # int32
+    response_mask: Bool[Array, "B T"]
+    actor_log_probs: Float[Array, "B T"]  # float32, of the policy that the ratio is taken against
+    reference_log_probs: Float[Array, "B T"]  # float32
+    values: Float[Array, "B T"]  # float32, the critic's before its update
+    advantages: Float[Array, "B T"]  # float32
+    returns: Float[Array, "B T"]  # float32, the critic's target
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Demonstrations:
+    """Sequences to imitate: the loss is on `response_mask` alone."""
+
+    tokens: Int[Array, "B T"]  # int32
+    lengths: Int[Array, "B"]  # int32
+    response_mask: Bool[Array, "B T"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Sizes of a whole mini-batch, over all micro-batches and devices: what losses divide by."""
+
+    tokens: Int[Array, ""]  # int32, true positions of the response mask, at least 1
+    sequences: Int[Array, ""]  # int32, rows with at least one such position, at least 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One generated answer, as shown to people and written to samples.jsonl."""
+
+    step: int
+    data_source: str
+    prompt: str
+    response: str
+    ground_truth: str
+    score: float
+    accuracy: float
+    finished: bool

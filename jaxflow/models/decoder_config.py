@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+# Rows added to the embedding never win: their logits are masked. The multiple is fixed, not the mesh's, so that
+# a checkpoint means the same on every mesh.
+VOCABULARY_MULTIPLE = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
@@ -23,9 +27,14 @@ class DecoderConfig:
     remat: bool = True  # recompute each layer in the backward pass instead of keeping its activations
 
     @property
+    def padded_vocabulary_size(self) -> int:
+        """Round the vocabulary up so that every tensor-parallel size up to the multiple divides it."""
+        return -(-self.vocabulary_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+    @property
     def parameter_count(self) -> int:
-        """Count the weights with a token head: L(3DF + 2DH(N + K) + 2D) + D + VD (+ VD untied)."""
+        """Count the weights with a token head: L(3DF + 2DH(N + K) + 2D) + D + VD (+ VD untied), V padded."""
         attention = 2 * self.width * self.head_width * (self.heads + self.kv_heads)
         layer = 3 * self.width * self.mlp_width + attention + 2 * self.width
-        tables = self.vocabulary_size * self.width * (1 if self.tied_embeddings else 2)
+        tables = self.padded_vocabulary_size * self.width * (1 if self.tied_embeddings else 2)
         return self.layers * layer + self.width + tables

@@ -1,0 +1,134 @@
+"""One forward pass over given sequences: token log-probs and entropy, or one number per position.
+
+Knows no sampling, no loss, no algorithm. The traced functions here are shared with training, so what is
+trained on is what is scored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxflow.engine import attention
+from jaxflow.engine.batching import plan_micro_batches, scatter, take
+from jaxflow.engine.sharding import Layout
+from jaxflow.models.transformer import LanguageModel, Model, Params, ScalarModel
+from jaxflow.types import TokenLogProbs
+
+_LOGIT_CHUNK_ELEMENTS = 1 << 24  # logits alive at once on one device: 64 MiB of float32
+
+
+def hidden_states(
+    module: LanguageModel | ScalarModel, tokens: Int[Array, "B T"], layout: Layout
+) -> Float[Array, "B T D"]:
+    """Run the decoder over right-padded sequences."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    attend = attention.whole_sequence(layout.mesh.devices.flat[0].platform)
+    return module.backbone(tokens, positions, attend, layout.constrain)
+
+
+def _positions_per_chunk(rows_per_device: int, length: int, vocabulary_per_device: int) -> int:
+    """Return the largest divisor of the length whose logits fit the chunk."""
+    most = max(1, _LOGIT_CHUNK_ELEMENTS // (rows_per_device * vocabulary_per_device))
+    return max(d for d in range(1, length + 1) if length % d == 0 and d <= most)
+
+
+def token_log_probs(
+    model: Model, params: Params, tokens: Int[Array, "B T"], temperature: float, layout: Layout
+) -> TokenLogProbs:
+    """Compute log softmax(logits/τ) of each token and the entropy there, never holding [B, T, V].
+
+    `log_probs[t]` and `entropy[t]` belong to token t given the tokens before it; both are 0 at t = 0. The
+    vocabulary's logits exist for a chunk of positions at a time and are recomputed in the backward pass.
+    """
+    module = model.bind(params)
+    hidden = hidden_states(module, tokens, layout)
+    rows, length, width = hidden.shape
+    vocabulary_ways = int(np.prod([layout.mesh.shape[axis] for axis in layout.axes["vocabulary"]]))
+    chunk = _positions_per_chunk(
+        -(-rows // layout.replicas), length, model.config.padded_vocabulary_size // vocabulary_ways
+    )
+    # The last position predicts nothing; it rides along so that the length keeps its divisors.
+    targets = jnp.roll(tokens, -1, axis=1)
+
+    @jax.checkpoint
+    def chunk_log_probs(hidden_chunk, target_chunk):
+        logits = module.logits(hidden_chunk) / temperature
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        chosen = jnp.take_along_axis(logits, target_chunk[..., None], axis=-1)[..., 0]
+        mean_logit = jnp.sum(jnp.exp(logits - normaliser[..., None]) * logits, axis=-1)
+        return chosen - normaliser, normaliser - mean_logit
+
+    if chunk == length:
+        log_probs, entropy = chunk_log_probs(hidden, targets)
+    else:
+        chunks = (
+            hidden.reshape(rows, length // chunk, chunk, width).swapaxes(0, 1),
+            targets.reshape(rows, length // chunk, chunk).swapaxes(0, 1),
+        )
+        _, (log_probs, entropy) = jax.lax.scan(lambda _, xs: (None, chunk_log_probs(*xs)), None, chunks)
+        log_probs, entropy = (x.swapaxes(0, 1).reshape(rows, length) for x in (log_probs, entropy))
+    shift = functools.partial(jnp.pad, pad_width=((0, 0), (1, 0)))
+    return TokenLogProbs(shift(log_probs[:, :-1]), shift(entropy[:, :-1]))
+
+
+def token_values(
+    model: Model, params: Params, tokens: Int[Array, "B T"], layout: Layout
+) -> Float[Array, "B T"]:
+    """Compute V_t, the estimate made before token t is chosen (from the hidden state of token t − 1)."""
+    module = model.bind(params)
+    scalars = module.scalars(hidden_states(module, tokens, layout))
+    return jnp.pad(scalars[:, :-1], ((0, 0), (1, 0)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sequences:
+    tokens: Int[Array, "B T"]
+
+
+jax.tree_util.register_dataclass(_Sequences)
+
+
+class Scorer:
+    """Scores host batches on a mesh in token-budget micro-batches."""
+
+    def __init__(self, model: Model, layout: Layout, tokens_per_device: int, temperature: float):
+        self._layout = layout
+        self._tokens_per_device = tokens_per_device
+        rows = layout.sharding(("batch", None))
+
+        @functools.partial(jax.jit, out_shardings=layout.replicated)
+        def score(params: Params, tokens: Array) -> TokenLogProbs | Array:
+            if model.kind is LanguageModel:
+                return token_log_probs(model, params, tokens, temperature, layout)
+            return token_values(model, params, tokens, layout)
+
+        self._score = score
+        self._place = functools.partial(jax.device_put, device=rows)
+
+    def _run(self, params: Params, tokens: np.ndarray, lengths: np.ndarray):
+        plan = plan_micro_batches(lengths, self._tokens_per_device, self._layout.replicas)
+        # Dispatch all before reading any: the device never waits for the host between micro-batches.
+        results = [(m, self._score(params, self._place(take(_Sequences(tokens), m).tokens))) for m in plan]
+        return [(m, jax.tree.map(np.asarray, result)) for m, result in results]
+
+    def log_probs(
+        self, params: Params, tokens: np.ndarray, lengths: np.ndarray, response_mask: np.ndarray
+    ) -> TokenLogProbs:
+        """Return log-probs and entropy [B, T] float32, zero off the mask (a language model's)."""
+        parts = self._run(params, tokens, lengths)
+        log_probs = scatter([(m, p.log_probs) for m, p in parts], tokens.shape)
+        entropy = scatter([(m, p.entropy) for m, p in parts], tokens.shape)
+        return TokenLogProbs(np.where(response_mask, log_probs, 0.0), np.where(response_mask, entropy, 0.0))
+
+    def values(
+        self, params: Params, tokens: np.ndarray, lengths: np.ndarray, response_mask: np.ndarray
+    ) -> np.ndarray:
+        """Return values [B, T] float32, zero off the mask (a scalar model's)."""
+        values = scatter(self._run(params, tokens, lengths), tokens.shape)
+        return np.where(response_mask, values, np.float32(0.0))

@@ -1,0 +1,107 @@
+"""All arrays that a trained model is made of, where they live, and how they are born, saved and restored.
+
+Knows no loss and no algorithm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from jaxflow.engine.checkpoint import restore_arrays, save_arrays
+from jaxflow.engine.sharding import Layout
+from jaxflow.models.transformer import Model, Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What the next optimizer update depends on."""
+
+    params: Params  # float32 masters
+    optimizer_state: Any  # optax, float32 moments
+    updates: Int[Array, ""]  # int32, updates tried so far: skipped ones count
+    skipped: Int[Array, ""]  # int32, updates skipped in a row because something was not finite
+
+
+def new_weights(model: Model, layout: Layout, seed: int) -> Params:
+    """Create random float32 weights, each shard on its device."""
+    create = jax.jit(model.create, out_shardings=layout.weights(model.names))
+    return create(jax.random.key(seed))
+
+
+def state_shardings(model: Model, layout: Layout, optimizer: optax.GradientTransformation) -> TrainState:
+    """Return the sharding of every leaf of a TrainState: moments lie where their weights lie."""
+    weights = layout.weights(model.names)
+    moments = optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, model.shapes),
+        weights,
+        transform_non_params=lambda _: layout.replicated,
+    )
+    return TrainState(weights, moments, layout.replicated, layout.replicated)
+
+
+def new_state(
+    model: Model, layout: Layout, optimizer: optax.GradientTransformation, params: Params
+) -> TrainState:
+    """Return the state before the first update; takes the params over."""
+    shardings = state_shardings(model, layout, optimizer)
+    init = jax.jit(optimizer.init, out_shardings=shardings.optimizer_state)
+    zero = jax.jit(lambda: jnp.zeros((), jnp.int32), out_shardings=layout.replicated)
+    return TrainState(params, init(params), zero(), zero())
+
+
+def _abstract(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
+def _tree(state: TrainState) -> dict[str, Any]:
+    return {
+        "params": state.params,
+        "optimizer_state": state.optimizer_state,
+        "updates": state.updates,
+        "skipped": state.skipped,
+    }
+
+
+def save_state(directory: Path, state: TrainState) -> None:
+    """Write the whole state below `directory`."""
+    save_arrays(directory / "state", _tree(state))
+
+
+def restore_state(
+    directory: Path, model: Model, layout: Layout, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """Read a state onto this mesh, whatever mesh it was saved from; UserError if it is another model's."""
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    shapes = TrainState(model.shapes, jax.eval_shape(optimizer.init, model.shapes), count, count)
+    abstract = _abstract(shapes, state_shardings(model, layout, optimizer))
+    return TrainState(**restore_arrays(directory / "state", _tree(abstract)))
+
+
+def save_weights(directory: Path, params: Params) -> None:
+    """Write weights alone, backbone and head apart: another role may take the backbone under its own head."""
+    for part, tree in params.items():
+        save_arrays(directory / part, tree)
+
+
+def restore_weights(directory: Path, model: Model, layout: Layout, parts: Collection[str]) -> Params:
+    """Read these top-level parts (`backbone`, `head`) of saved weights onto this mesh.
+
+    Raises UserError if they are another model's.
+    """
+    abstract = _abstract(model.shapes, layout.weights(model.names))
+    return {part: restore_arrays(directory / part, abstract[part]) for part in parts if part in abstract}

@@ -1,0 +1,121 @@
+"""The parts of a decoder block: norms, rotary positions, attention projections, gated MLP.
+
+Knows no mesh and no cache: how queries meet keys is a function handed in (`attend`), how activations are laid
+out another (`constrain`). Weights carry logical axis names; tables elsewhere say which mesh axes those are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxflow.models.decoder_config import DecoderConfig
+
+# Creating weights eagerly on a mesh would place each on one device first; they are born sharded under jit.
+nnx.use_eager_sharding(False)
+
+Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
+"""(queries [B,T,N,H], keys [B,T,K,H], values [B,T,K,H], carry) -> (mixed values [B,T,N,H], carry)."""
+
+Constrain = Callable[[Array, Sequence[str | None]], Array]
+"""(activation, one logical name or None per dimension) -> the same activation, its layout bound."""
+
+
+def unconstrained(activation: Array, names: Sequence[str | None]) -> Array:
+    """Leave the layout to the compiler: the `Constrain` of a single device."""
+    del names
+    return activation
+
+
+def rotary_angles(
+    positions: Int[Array, "B T"], head_width: int, theta: float
+) -> tuple[Float[Array, "B T 1 H/2"], Float[Array, "B T 1 H/2"]]:
+    """Return cosine and sine of position · θ^(−2i/H), float32 (RoFormer, arXiv 2104.09864)."""
+    frequencies = theta ** (-jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
+    angles = positions.astype(jnp.float32)[..., None, None] * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+    heads: Float[Array, "B T N H"], angles: tuple[Float[Array, "B T 1 H/2"], Float[Array, "B T 1 H/2"]]
+) -> Float[Array, "B T N H"]:
+    """Rotate each pair (i, i + H/2) of a head by its angle: the half-split convention of Llama weights."""
+    cosine, sine = angles
+    first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+    return rotated.astype(heads.dtype)
+
+
+def _weight(rngs: nnx.Rngs, shape: Sequence[int], names: Sequence[str | None], scale: float) -> nnx.Param:
+    return nnx.Param(scale * jax.random.normal(rngs.params(), tuple(shape), jnp.float32), out_sharding=tuple(names))
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x²) + ε) · scale, the mean in float32 (arXiv 1910.07467)."""
+
+    def __init__(self, width: int, epsilon: float):
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32), out_sharding=("norm",))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        wide = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
+        return (wide * inverse * self.scale.get_value().astype(jnp.float32)).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary positions (arXiv 2305.13245)."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        d, n, k, h = config.width, config.heads, config.kv_heads, config.head_width
+        scale = d**-0.5
+        self.query = _weight(rngs, (d, n, h), ("embed", "heads", None), scale)
+        self.key = _weight(rngs, (d, k, h), ("embed", "kv_heads", None), scale)
+        self.value = _weight(rngs, (d, k, h), ("embed", "kv_heads", None), scale)
+        self.output = _weight(rngs, (n, h, d), ("heads", None, "embed"), (n * h * 2 * config.layers) ** -0.5)
+
+    def __call__(self, x, angles, attend: Attend, carry, constrain: Constrain):
+        def project(weight: nnx.Param, heads: str):
+            projected = jnp.einsum("btd,dnh->btnh", x, weight.get_value().astype(x.dtype))
+            return constrain(projected, ("batch", None, heads, None))
+
+        queries = rotate(project(self.query, "heads"), angles)
+        keys = rotate(project(self.key, "kv_heads"), angles)
+        mixed, carry = attend(queries, keys, project(self.value, "kv_heads"), carry)
+        return jnp.einsum("btnh,nhd->btd", mixed, self.output.get_value().astype(x.dtype)), carry
+
+
+class GatedMLP(nnx.Module):
+    """down(silu(gate(x)) · up(x)) (arXiv 2002.05202)."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        d, f = config.width, config.mlp_width
+        self.gate = _weight(rngs, (d, f), ("embed", "mlp"), d**-0.5)
+        self.up = _weight(rngs, (d, f), ("embed", "mlp"), d**-0.5)
+        self.down = _weight(rngs, (f, d), ("mlp", "embed"), (f * 2 * config.layers) ** -0.5)
+
+    def __call__(self, x: Float[Array, "B T D"], constrain: Constrain) -> Float[Array, "B T D"]:
+        gate = constrain(x @ self.gate.get_value().astype(x.dtype), ("batch", None, "mlp"))
+        up = constrain(x @ self.up.get_value().astype(x.dtype), ("batch", None, "mlp"))
+        return (jax.nn.silu(gate) * up) @ self.down.get_value().astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """One pre-norm decoder layer."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = RMSNorm(config.width, config.norm_epsilon)
+        self.mlp = GatedMLP(config, rngs)
+
+    def __call__(self, x, angles, attend: Attend, carry, constrain: Constrain):
+        mixed, carry = self.attention(self.attention_norm(x), angles, attend, carry, constrain)
+        x = constrain(x + mixed, ("batch", None, None))
+        x = constrain(x + self.mlp(self.mlp_norm(x), constrain), ("batch", None, None))
+        return x, carry

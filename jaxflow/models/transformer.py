@@ -1,0 +1,142 @@
+"""One Llama-style decoder that trains, scores, prefills and decodes through the same blocks.
+
+Knows no mesh, no cache layout, no loss and no sampling: attention and activation layout come in as functions.
+Outside this room a model is a `Model` (its description) and a nested dict of arrays (its weights).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxflow.models.decoder_config import DecoderConfig
+from jaxflow.models.heads import ScalarHead, TokenHead
+from jaxflow.models.layers import Attend, Block, Constrain, RMSNorm, rotary_angles
+
+Params = Mapping[str, Any]
+"""Weights: a nested dict of arrays, `backbone` and `head` at the top, layers stacked on a leading axis L."""
+
+
+class Backbone(nnx.Module):
+    """Embedding, stacked blocks, final norm: tokens to hidden states."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        @nnx.split_rngs(splits=config.layers)
+        @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: "layers"})
+        def stacked(layer_rngs: nnx.Rngs) -> Block:
+            return Block(config, layer_rngs)
+
+        shape = (config.padded_vocabulary_size, config.width)
+        table = 0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)
+        self.embedding = nnx.Param(table, out_sharding=("vocabulary", "embed"))
+        self.layers = stacked(rngs)
+        self.final_norm = RMSNorm(config.width, config.norm_epsilon)
+        self.config = config
+
+    def _start(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], constrain: Constrain):
+        # The table is sharded over both its dimensions at rest; gathering the width first keeps the look-up
+        # a local one (sharded over both, XLA would rematerialise the whole activation).
+        table = constrain(self.embedding.get_value(), ("vocabulary", None))
+        x = jnp.take(table, tokens, axis=0).astype(self.config.compute_dtype)
+        return constrain(x, ("batch", None, None)), rotary_angles(
+            positions, self.config.head_width, self.config.rope_theta
+        )
+
+    def __call__(
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], attend: Attend, constrain: Constrain
+    ) -> Float[Array, "B T D"]:
+        """Return hidden states of whole sequences, one compiled block scanned over the layers."""
+        x, angles = self._start(tokens, positions, constrain)
+        definition, stacked = nnx.split(self.layers)
+
+        def block(x, weights):
+            x, _ = nnx.merge(definition, weights)(x, angles, attend, None, constrain)
+            return x, None
+
+        if self.config.remat:
+            block = jax.checkpoint(block, prevent_cse=False)
+        x, _ = jax.lax.scan(block, x, stacked)
+        return self.final_norm(x)
+
+    def layer_weights(self) -> list[nnx.State]:
+        """Return each layer's own weights, to be taken once outside a decoding loop."""
+        _, stacked = nnx.split(self.layers)
+        return [jax.tree.map(lambda w, i=i: w[i], stacked) for i in range(self.config.layers)]
+
+    def with_carry(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        attend: Attend,
+        carries: Sequence[Any],
+        layer_weights: Sequence[nnx.State],
+        constrain: Constrain,
+    ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
+        """Return hidden states and each layer's new carry (its cache), the layers unrolled.
+
+        A cache that went through `scan` would exist twice; unrolled, each layer's is updated in place.
+        """
+        x, angles = self._start(tokens, positions, constrain)
+        definition, _ = nnx.split(self.layers)
+        carries = list(carries)
+        for i, weights in enumerate(layer_weights):
+            x, carries[i] = nnx.merge(definition, weights)(x, angles, attend, carries[i], constrain)
+        return self.final_norm(x), tuple(carries)
+
+
+class LanguageModel(nnx.Module):
+    """A decoder that gives each position a distribution over the next token."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.backbone = Backbone(config, rngs)
+        self.head = TokenHead(config, rngs)
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Return float32 logits over the padded vocabulary; rows of padding are −1e30."""
+        return self.head(hidden, self.backbone.embedding.get_value())
+
+
+class ScalarModel(nnx.Module):
+    """A decoder that gives each position one number: a value or a reward."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.backbone = Backbone(config, rngs)
+        self.head = ScalarHead(config)
+
+    def scalars(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B"]:
+        """Return one float32 number per hidden state."""
+        return self.head(hidden)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The description of a model: no weights, only what they are and how to bind them."""
+
+    config: DecoderConfig
+    kind: type[LanguageModel] | type[ScalarModel]
+    definition: nnx.GraphDef
+    shapes: Params  # jax.ShapeDtypeStruct per weight
+    names: Mapping[str, Any]  # tuple of logical axis names per weight, same tree
+
+    def create(self, key: Array) -> Params:
+        """Return fresh float32 weights; call under `jit` with `out_shardings` so that they are born sharded."""
+        return nnx.to_pure_dict(nnx.state(self.kind(self.config, nnx.Rngs(params=key))))
+
+    def bind(self, params: Params) -> LanguageModel | ScalarModel:
+        """Return the module over these weights, inside a traced function."""
+        return nnx.merge(self.definition, params)
+
+
+def describe(config: DecoderConfig, kind: type[LanguageModel] | type[ScalarModel]) -> Model:
+    """Describe a model from its numbers alone; nothing is allocated."""
+    definition, state = nnx.split(nnx.eval_shape(lambda: kind(config, nnx.Rngs(params=0))))
+    shapes = nnx.to_pure_dict(state)
+    flat = {path: tuple(v.get_metadata()["out_sharding"]) for path, v in nnx.to_flat_state(state)}
+    names = jax.tree_util.tree_map_with_path(lambda path, _: flat[tuple(k.key for k in path)], shapes)
+    return Model(config, kind, definition, shapes, names)

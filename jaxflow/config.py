@@ -8,8 +8,18 @@ see these classes: they are handed plain values.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+
+from ml_collections import config_dict
 
 from jaxflow.models.decoder_config import DecoderConfig
+from jaxflow.types import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +35,7 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When all state that decides the next step is saved. A save at the end and on SIGTERM/SIGINT is always on."""
+    """When all state that decides the next step is saved. At the end and on SIGTERM/SIGINT it always is."""
 
     every_steps: int = 0  # steps between saves; 0: by time alone
     every_minutes: float = 10.0  # minutes between saves; 0: by steps alone
@@ -60,7 +70,9 @@ class OptimizerConfig:
     """AdamW behind a global-norm clip, with linear warm-up and a schedule."""
 
     learning_rate: float = 1e-6  # peak
-    schedule: str = "constant"  # constant | cosine | linear (down to `final_fraction` at the run's last update)
+    schedule: str = (
+        "constant"  # constant | cosine | linear (down to `final_fraction` at the run's last update)
+    )
     final_fraction: float = 0.0  # of the peak, where cosine or linear end
     warmup_updates: int = 0  # optimizer updates from 0 up to the peak
     beta1: float = 0.9
@@ -68,14 +80,16 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     weight_decay: float = 0.01
     clip_norm: float = 1.0  # global norm of the averaged gradient; 0: no clip
-    max_skipped_updates: int = 10  # non-finite updates in a row before the run stops; each is skipped, counted
+    max_skipped_updates: int = (
+        10  # non-finite updates in a row before the run stops; each is skipped, counted
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class ActorConfig:
     """The policy: model, optimizer and how a step's sequences become updates."""
 
-    model: DecoderConfig = DecoderConfig()
+    model: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     weights: str = ""  # directory of weights saved by jaxflow to start from; empty: random
     optimizer: OptimizerConfig = OptimizerConfig()
     update_epochs: int = 1  # passes over each step's sequences
@@ -87,8 +101,10 @@ class ActorConfig:
 class CriticConfig:
     """The value model. It starts from the actor's first weights unless told otherwise."""
 
-    model: DecoderConfig | None = None  # None: the actor's shape
-    weights: str = ""  # as actor.weights; empty: the actor's first weights where the shapes agree, else random
+    model: DecoderConfig | None = None  # None: the actor's shape; keys left unset (null) follow actor.model's
+    weights: str = (
+        ""  # as actor.weights; empty: the actor's first weights where the shapes agree, else random
+    )
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
     update_epochs: int = 1
     minibatch_sequences: int = 256  # sequences per optimizer update, over all devices
@@ -138,7 +154,9 @@ class AlgorithmConfig:
     dual_clip: float = 3.0  # bound c > 1 of the loss at negative advantages; 0: off
     value_clip: float = 0.5  # half-width of the value clip; 0: off
     entropy_coefficient: float = 0.0
-    loss_aggregation: str = "token-mean"  # token-mean | seq-mean-token-sum | seq-mean-token-mean | seq-mean-token-sum-norm
+    loss_aggregation: str = (
+        "token-mean"  # token-mean | seq-mean-token-sum | seq-mean-token-mean | seq-mean-token-sum-norm
+    )
     kl: KLConfig = KLConfig()
 
 
@@ -151,7 +169,7 @@ class DataConfig:
     validation_files: tuple[str, ...] = ()
     tokenizer: str = ""  # Hugging Face tokenizer directory; empty: the built-in task's own
     prompt_key: str = "prompt"  # column: text or chat messages
-    prompts_per_step: int = 64  # P; times rollout.samples_per_prompt = sequences per step
+    prompts_per_step: int = 256  # P; times rollout.samples_per_prompt = sequences per step
     validation_prompts: int = 256  # at most; 0: all
     max_prompt_tokens: int = 512
     overlong_prompts: str = "drop"  # drop (counted) | error
@@ -162,7 +180,9 @@ class DataConfig:
 class RewardConfig:
     """The reward function and what a row gets when it fails."""
 
-    function: str = ""  # path.py:function with compute_score(data_source, solution_str, ground_truth, extra_info)
+    function: str = (
+        ""  # path.py:function with compute_score(data_source, solution_str, ground_truth, extra_info)
+    )
     fallback_score: float = 0.0  # for a row whose reward raises or is not a finite number; counted
     max_failed_fraction: float = 0.5  # of a step's rows; above it the run stops: the function is broken
 
@@ -181,7 +201,9 @@ class TrackingConfig:
     """What the run writes beside checkpoints. metrics.jsonl and config.json are always written."""
 
     tensorboard: bool = True
-    samples_per_evaluation: int = 6  # rows shown in the console table; all validation answers go to samples.jsonl
+    samples_per_evaluation: int = (
+        6  # rows shown in the console table; all validation answers go to samples.jsonl
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,3 +221,177 @@ class Config:
     warm_start: WarmStartConfig = WarmStartConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def critic_model(self) -> DecoderConfig:
+        """Return the critic's decoder: its own where one is asked for, the actor's otherwise."""
+        return self.actor.model if self.critic.model is None else self.critic.model
+
+
+def default_config_dict() -> config_dict.ConfigDict:
+    """Return every key with its default, for a config file to change and the command line to override.
+
+    `critic.model` is there with empty keys of the right types: those that stay empty follow `actor.model`.
+    """
+    return config_dict.ConfigDict(_default_tree(Config()))
+
+
+def from_config_dict(values: config_dict.ConfigDict) -> Config:
+    """Turn a config file's result into the frozen tree; keys that are missing take their defaults.
+
+    Raises `UserError` with every unknown key (and the nearest right one) and every wrong type at once.
+    """
+    return _from_tree(values.to_dict(), "the config")
+
+
+def to_json(config: Config) -> dict[str, object]:
+    """Return the tree as plain JSON values: dicts, lists, strings, numbers, true, false and null."""
+    return json.loads(json.dumps(dataclasses.asdict(config), allow_nan=False))
+
+
+def from_json(tree: Mapping[str, object]) -> Config:
+    """Invert `to_json`. Raises `UserError` as `from_config_dict` does."""
+    return _from_tree(tree, "the saved config")
+
+
+def flatten(config: Config) -> dict[str, object]:
+    """Return every value under its dotted key, in the order of the schema."""
+
+    def leaves(tree: Mapping[str, object], prefix: str) -> Iterator[tuple[str, object]]:
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from leaves(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    return dict(leaves(dataclasses.asdict(config), ""))
+
+
+def difference(a: Config, b: Config) -> list[str]:
+    """Return the dotted keys in which two configs differ, in the order of the schema."""
+    old, new = flatten(a), flatten(b)
+    return [key for key, _ in _schema_paths(Config, "") if old.get(key) != new.get(key)]
+
+
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Refuse `--config.KEY=VALUE` arguments whose key the schema lacks, all at once, before flags are parsed.
+
+    The flag parser would stop at the first one with a stack trace.
+    """
+    matches = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in arguments)
+    keys = list(dict.fromkeys(match[1] for match in matches if match is not None))
+    paths = dict(_schema_paths(Config, ""))
+    problems = [_unknown_key(key) for key in keys if key not in paths]
+    problems += [f"{key}: is a group; set one of {_keys_below(key)}" for key in keys if paths.get(key, False)]
+    refuse("the command line", problems)
+
+
+def refuse(what: str, problems: Sequence[str]) -> None:
+    """Raise one `UserError` with a line per problem; do nothing where there is none."""
+    if problems:
+        count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+        raise UserError("\n".join([f"{what} has {count}:", *(f"  • {problem}" for problem in problems)]))
+
+
+def _default_tree(group: object) -> dict[str, object]:
+    tree: dict[str, object] = {}
+    for key, hint in typing.get_type_hints(type(group)).items():
+        value = vars(group)[key]
+        if dataclasses.is_dataclass(value):
+            tree[key] = _default_tree(value)
+        elif isinstance(hint, types.UnionType):
+            kinds = typing.get_type_hints(_group_of(hint))
+            tree[key] = {name: config_dict.placeholder(kind) for name, kind in kinds.items()}
+        else:
+            tree[key] = value
+    return tree
+
+
+def _from_tree(tree: Mapping[str, typing.Any], what: str) -> Config:
+    problems: list[str] = []
+    config = _read_group(Config, tree, "", problems)
+    refuse(what, problems)
+    if config.critic.model is None:
+        return config
+    asked = {key for key, value in tree["critic"]["model"].items() if value is not None}
+    own = {key: value for key, value in vars(config.critic.model).items() if key in asked}
+    critic = dataclasses.replace(config.critic, model=dataclasses.replace(config.actor.model, **own))
+    return dataclasses.replace(config, critic=critic)
+
+
+def _read_group(group: type, tree: Mapping[str, object], prefix: str, problems: list[str]) -> typing.Any:
+    hints = typing.get_type_hints(group)
+    problems += [_unknown_key(f"{prefix}{key}") for key in tree if key not in hints]
+    known = {key: hint for key, hint in hints.items() if key in tree}
+    return group(**{k: _read_value(hint, tree[k], f"{prefix}{k}", problems) for k, hint in known.items()})
+
+
+def _read_value(hint: typing.Any, value: object, path: str, problems: list[str]) -> object:
+    group = _group_of(hint)
+    if isinstance(hint, types.UnionType):
+        if isinstance(value, Mapping):
+            value = {key: item for key, item in value.items() if item is not None}
+        if value is None or value == {}:
+            return None
+    if group is not None and isinstance(value, Mapping):
+        return _read_group(group, value, f"{path}.", problems)
+    # A bool is an int to Python; in a config it is a mistake.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is float and is_number and math.isfinite(value):
+        return float(value)
+    if hint is int and is_number and isinstance(value, int):
+        return value
+    if hint in (bool, str) and isinstance(value, hint):
+        return value
+    is_list = typing.get_origin(hint) is tuple and isinstance(value, list | tuple)
+    if is_list and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    problems.append(f"{path}: expected {_kind(hint)}, got {value!r} ({type(value).__name__})")
+    return value
+
+
+def _kind(hint: typing.Any) -> str:
+    if _group_of(hint) is not None:
+        return "a group of keys"
+    kinds = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
+    return kinds.get(hint, "a list of texts")
+
+
+def _group_of(hint: typing.Any) -> type | None:
+    """Return the dataclass that a field holds (optionally), or None where it holds a plain value."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+
+
+def _schema_paths(group: type, prefix: str) -> Iterator[tuple[str, bool]]:
+    """Yield every dotted key of the schema and whether it is a group."""
+    for key, hint in typing.get_type_hints(group).items():
+        below = _group_of(hint)
+        yield f"{prefix}{key}", below is not None
+        if below is not None:
+            yield from _schema_paths(below, f"{prefix}{key}.")
+
+
+def _keys_below(path: str) -> str:
+    prefix = f"{path}." if path else ""
+    below = (key.removeprefix(prefix) for key, _ in _schema_paths(Config, "") if key.startswith(prefix))
+    return ", ".join(key for key in below if "." not in key)
+
+
+def _unknown_key(path: str) -> str:
+    """Say which right key, in any group, is most like a wrong one: by spelling, initials, then by group."""
+    group, _, name = path.rpartition(".")
+
+    def likeness(candidate: str) -> tuple[float, float]:
+        candidate_group, _, candidate_name = candidate.rpartition(".")
+        initials = "".join(word[0] for word in candidate_name.split("_"))
+        same_initials = len(name) > 1 and name == initials
+        of_names = 1.0 if same_initials else difflib.SequenceMatcher(None, name, candidate_name).ratio()
+        return of_names, difflib.SequenceMatcher(None, group, candidate_group).ratio()
+
+    ranked = [(*likeness(key), key) for key, _ in _schema_paths(Config, "")]
+    alike = [(of_names + 0.5 * of_groups, key) for of_names, of_groups, key in ranked if of_names >= 0.6]
+    if alike:
+        return f"{path}: no such key; nearest: {max(alike)[1]}"
+    known = group if any(key == group for key, is_group in _schema_paths(Config, "") if is_group) else ""
+    return f"{path}: no such key; {known or 'the config'} holds: {_keys_below(known)}"

@@ -20,10 +20,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Protocol, TypeVar
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+Value = TypeVar("Value", covariant=True)
+
+
+class Future(Protocol[Value]):
+    """A result that may still be on its way. Handed to another call it starts that call when it is ready."""
+
+    def result(self) -> Value:
+        """Wait for the value and bring it here; raise what the call raised."""
+        ...
+
 
 Metrics = Mapping[str, float]
 """Named scalars of one step; the name carries the unit where it has one."""
@@ -52,6 +64,7 @@ class Prompts:
     lengths: Int[np.ndarray, "B"]  # int32, prompt tokens per row, >= 1
     sequence_ids: Int[np.ndarray, "B"]  # int32, address of the row's randomness within its step; unique
     groups: Int[np.ndarray, "B"]  # int32, index of the prompt that the row samples
+    step: int  # of the run; with the run's seed and the sequence id, where each row's randomness is
     rows: tuple[PromptRow, ...]  # one per sequence, for the reward function
 
 

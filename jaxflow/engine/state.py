@@ -31,10 +31,10 @@ class TrainState:
     skipped: Int[Array, ""]  # int32, updates skipped in a row because something was not finite
 
 
-def new_weights(model: Model, layout: Layout, seed: int) -> Params:
-    """Create random float32 weights, each shard on its device."""
+def new_weights(model: Model, layout: Layout, seed: int, stream: int) -> Params:
+    """Create random float32 weights, each shard on its device; `stream` keeps models of one seed apart."""
     create = jax.jit(model.create, out_shardings=layout.weights(model.names))
-    return create(jax.random.key(seed))
+    return create(jax.random.fold_in(jax.random.key(seed), stream))
 
 
 def state_shardings(model: Model, layout: Layout, optimizer: optax.GradientTransformation) -> TrainState:
@@ -68,32 +68,30 @@ def _abstract(shapes: Any, shardings: Any) -> Any:
     )
 
 
-def _tree(state: TrainState) -> dict[str, Any]:
-    return {
-        "params": state.params,
-        "optimizer_state": state.optimizer_state,
-        "updates": state.updates,
-        "skipped": state.skipped,
-    }
+def _beside_weights(state: TrainState) -> dict[str, Any]:
+    return {"optimizer_state": state.optimizer_state, "updates": state.updates, "skipped": state.skipped}
 
 
 def save_state(directory: Path, state: TrainState) -> None:
-    """Write the whole state below `directory`."""
-    save_arrays(directory / "state", _tree(state))
+    """Write the whole state below `directory`; its `weights` folder is one that `restore_weights` reads."""
+    save_weights(directory / "weights", state.params)
+    save_arrays(directory / "optimizer", _beside_weights(state))
 
 
 def restore_state(
     directory: Path, model: Model, layout: Layout, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """Read a state onto this mesh, whatever mesh it was saved from; UserError if it is another model's."""
+    params = restore_weights(directory / "weights", model, layout, tuple(model.shapes))
     count = jax.ShapeDtypeStruct((), jnp.int32)
     shapes = TrainState(model.shapes, jax.eval_shape(optimizer.init, model.shapes), count, count)
     abstract = _abstract(shapes, state_shardings(model, layout, optimizer))
-    return TrainState(**restore_arrays(directory / "state", _tree(abstract)))
+    return TrainState(params, **restore_arrays(directory / "optimizer", _beside_weights(abstract)))
 
 
 def save_weights(directory: Path, params: Params) -> None:
     """Write weights alone, backbone and head apart: another role may take the backbone under its own head."""
+    directory.mkdir(parents=True, exist_ok=True)
     for part, tree in params.items():
         save_arrays(directory / part, tree)
 

@@ -22,7 +22,7 @@ from jaxflow.engine.score import token_log_probs, token_values
 from jaxflow.engine.sharding import Layout
 from jaxflow.engine.state import TrainState, state_shardings
 from jaxflow.models.transformer import LanguageModel, Model, Params
-from jaxflow.types import Counts, TokenLogProbs, UserError
+from jaxflow.types import Counts, TokenLogProbs
 
 
 class TrainingBatch(Protocol):
@@ -54,12 +54,10 @@ class Trainer:
         loss: Loss,
         temperature: float,
         tokens_per_device: int,
-        max_skipped_updates: int,
     ):
         self._model, self._layout = model, layout
         self._loss, self._temperature = loss, temperature
         self._tokens_per_device = tokens_per_device
-        self._max_skipped_updates = max_skipped_updates
         self._transformation = optimizer.transformation()
         self._learning_rates = optimizer.learning_rates()
         weights = layout.weights(model.names)
@@ -96,7 +94,8 @@ class Trainer:
 
         params, moments = jax.lax.cond(finite, move, lambda same: same, (state.params, state.optimizer_state))
         skipped = jnp.where(finite, 0, state.skipped + 1)
-        done = optax.tree_utils.tree_get(state.optimizer_state, "count")
+        # Adam and the schedule count alike: applied updates, not skipped ones.
+        done = optax.tree_utils.tree_get_all_with_path(state.optimizer_state, "count")[0][1]
         report = {"grad_norm": norm, "lr": self._learning_rates(done), "skipped": skipped}
         return TrainState(params, moments, state.updates + 1, skipped), report
 
@@ -129,25 +128,21 @@ class Trainer:
         """Pass over a step's sequences `epochs` times, one update per mini-batch, in a seeded new order each.
 
         Returns the means over updates of every reported value; `skipped_updates` counts this call's.
-        Raises UserError when more than `max_skipped_updates` updates in a row were not finite.
         """
         reports = []
         for rows in _minibatches(len(batch.lengths), minibatch_sequences, epochs, seed, int(state.updates)):
             state, report = self.update(state, jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], batch))
             reports.append(report)
         host = [{name: float(value) for name, value in report.items()} for report in reports]
-        in_a_row = int(host[-1]["skipped"])
-        if in_a_row > self._max_skipped_updates:
-            raise UserError(
-                f"{in_a_row} optimizer updates in a row had a gradient that is not finite and were skipped; "
-                "the weights are those of the last finite update. Lower the learning rate or look at the rewards."
-            )
         skipped = sum(report.pop("skipped") > 0 for report in host)
-        means = {
-            name: float(np.mean([report[name] for report in host if np.isfinite(report[name])] or [np.nan]))
-            for name in host[0]
-        }
+        means = {name: _finite_mean([report[name] for report in host]) for name in host[0]}
         return state, means | {"skipped_updates": float(skipped)}
+
+
+def _finite_mean(values: list[float]) -> float:
+    """Average what is finite: a skipped update must not hide the figures of the others."""
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")
 
 
 def _minibatches(

@@ -38,3 +38,12 @@ class DecoderConfig:
         layer = 3 * self.width * self.mlp_width + attention + 2 * self.width
         tables = self.padded_vocabulary_size * self.width * (1 if self.tied_embeddings else 2)
         return self.layers * layer + self.width + tables
+
+    def same_backbone(self, other: DecoderConfig) -> bool:
+        """Return whether weights below the head fit both: how they compute and end may differ."""
+        return self == dataclasses.replace(
+            other,
+            tied_embeddings=self.tied_embeddings,
+            compute_dtype=self.compute_dtype,
+            remat=self.remat,
+        )

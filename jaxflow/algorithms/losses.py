@@ -1,0 +1,113 @@
+"""Whole losses of one micro-batch: objective, entropy and KL, composed and aggregated.
+
+Knows arrays, never a model. Each call returns (loss, parts). The loss and every part are sums divided by the
+counts of the whole mini-batch: added over micro-batches and devices, they are the mini-batch's value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from jaxtyping import Array, Bool, Float, Shaped
+
+from jaxflow import types
+from jaxflow.algorithms.aggregate import aggregate
+from jaxflow.algorithms.kl import kl_estimate
+from jaxflow.algorithms.masked import masked_sum, on_mask
+from jaxflow.algorithms.objectives import clipped_objective, clipped_value_loss
+
+Parts = Mapping[str, Float[Array, ""]]
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyLoss:
+    """PPO's policy loss: L = ⟨L_clip⟩ − c_H·⟨H⟩ + β·⟨KL(π_θ ‖ π_ref)⟩, where ⟨·⟩ is the aggregation."""
+
+    clip_ratio_low: float
+    clip_ratio_high: float
+    dual_clip: float  # 0.0: off
+    entropy_coefficient: float  # c_H
+    aggregation: str  # one of AGGREGATIONS
+    kl_coefficient: float  # β; 0.0: no such term, and the reference is not read
+    kl_estimator: str  # one of KL_ESTIMATORS
+    length_constant: float  # tokens, most a response may have
+
+    def __call__(
+        self, output: types.TokenLogProbs, batch: types.Experience, counts: types.Counts
+    ) -> tuple[Float[Array, ""], Parts]:
+        """Return the loss and its parts under verl's names; `actor/kl_loss` if that term is in the loss."""
+        mask = batch.response_mask
+        log_probs = on_mask(output.log_probs, mask)
+        old_log_probs = on_mask(batch.actor_log_probs, mask)
+        losses, indicators = clipped_objective(
+            log_probs,
+            old_log_probs,
+            on_mask(batch.advantages, mask),
+            self.clip_ratio_low,
+            self.clip_ratio_high,
+            self.dual_clip,
+        )
+        loss = self._aggregate(losses, mask, counts)
+        entropy = self._aggregate(output.entropy, mask, counts)
+        parts = {
+            "actor/pg_loss": loss,
+            "actor/ppo_kl": _token_mean(old_log_probs - log_probs, mask, counts),
+            "actor/pg_clipfrac": _token_mean(indicators.clipped, mask, counts),
+            "actor/pg_clipfrac_lower": _token_mean(indicators.clipped_lower, mask, counts),
+            "actor/entropy": entropy,
+        }
+        # A zero coefficient leaves the term out of the program: XLA may not drop 0·x, nor its backward pass.
+        if self.entropy_coefficient != 0.0:
+            loss = loss - self.entropy_coefficient * entropy
+        if self.kl_coefficient != 0.0:
+            reference_log_probs = on_mask(batch.reference_log_probs, mask)
+            kl = kl_estimate(log_probs, reference_log_probs, self.kl_estimator)
+            parts["actor/kl_loss"] = self._aggregate(kl, mask, counts)
+            loss = loss + self.kl_coefficient * parts["actor/kl_loss"]
+        return loss, parts
+
+    def _aggregate(
+        self, losses: Float[Array, "B T"], mask: Bool[Array, "B T"], counts: types.Counts
+    ) -> Float[Array, ""]:
+        return aggregate(losses, mask, self.aggregation, counts, self.length_constant)
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueLoss:
+    """The critic's loss: clipped squared error to the returns, aggregated."""
+
+    value_clip: float  # 0.0: off
+    aggregation: str  # one of AGGREGATIONS
+    length_constant: float  # tokens, most a response may have
+
+    def __call__(
+        self, values: Float[Array, "B T"], batch: types.Experience, counts: types.Counts
+    ) -> tuple[Float[Array, ""], Parts]:
+        """Return the loss and its parts under verl's names."""
+        mask = batch.response_mask
+        losses, clipped = clipped_value_loss(
+            on_mask(values, mask), on_mask(batch.values, mask), on_mask(batch.returns, mask), self.value_clip
+        )
+        loss = aggregate(losses, mask, self.aggregation, counts, self.length_constant)
+        return loss, {
+            "critic/vf_loss": loss,
+            "critic/vf_clipfrac": _token_mean(clipped, mask, counts),
+            "critic/vpred_mean": _token_mean(values, mask, counts),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedLoss:
+    """Cross-entropy on the response: L = −Σ_m log π_θ / N, with N the mini-batch's response tokens."""
+
+    def __call__(
+        self, output: types.TokenLogProbs, batch: types.Demonstrations, counts: types.Counts
+    ) -> tuple[Float[Array, ""], Parts]:
+        """Return the loss in nats per token, also as the part `sft/loss`."""
+        loss = -_token_mean(output.log_probs, batch.response_mask, counts)
+        return loss, {"sft/loss": loss}
+
+
+def _token_mean(x: Shaped[Array, "B T"], mask: Bool[Array, "B T"], counts: types.Counts) -> Float[Array, ""]:
+    return masked_sum(x, mask) / counts.tokens

@@ -1,0 +1,114 @@
+"""Rows to padded batches, by step: the data position is the step, so there is nothing to save or resume.
+
+Knows orders and padding. Does not know files, devices or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import grain
+import numpy as np
+
+from jaxflow.data.tokenizer import Tokenizer
+from jaxflow.types import Demonstrations, PromptRow, Prompts, UserError
+
+Row = TypeVar("Row")
+
+
+class PromptBatches:
+    """The prompts of every step of a run, in any order of asking."""
+
+    def __init__(
+        self,
+        rows: Sequence[PromptRow],
+        prompts_per_step: int,
+        samples_per_prompt: int,
+        shuffle: bool,
+        seed: int,
+        pad_multiple: int,
+    ) -> None:
+        """Lay out the run's prompts; with `shuffle` each epoch is a new permutation of the rows.
+
+        Raises:
+            UserError: there are fewer rows than one step takes.
+        """
+        if len(rows) < prompts_per_step:
+            raise UserError(
+                f"{len(rows):,} prompt rows are fewer than the {prompts_per_step:,} of one step; "
+                "lower data.prompts_per_step or add rows"
+            )
+        self._batches = _endless_batches(rows, prompts_per_step, shuffle, seed)
+        self._samples_per_prompt = samples_per_prompt
+        self._pad_multiple = pad_multiple
+
+    def at(self, step: int) -> Prompts:
+        """Give the prompts of `step` (from 0): each `samples_per_prompt` times in a row, one group."""
+        return _prompts(self._batches[step], self._samples_per_prompt, self._pad_multiple, step)
+
+
+class DemonstrationBatches:
+    """Solved rows to imitate, for every warm-start step; one shape, so that one program serves all steps."""
+
+    def __init__(
+        self,
+        rows: Sequence[PromptRow],
+        solution: Callable[[PromptRow], str],
+        tokenizer: Tokenizer,
+        sequences_per_step: int,
+        seed: int,
+    ) -> None:
+        ends = tokenizer.end_ids[:1]
+        answers = [(*tokenizer.encode(solution(row)), *ends) for row in rows]
+        pairs = [(row.tokens, answer) for row, answer in zip(rows, answers, strict=True)]
+        self._batches = _endless_batches(pairs, sequences_per_step, True, seed)
+        self._width = max(len(prompt) + len(answer) for prompt, answer in pairs)
+
+    def at(self, step: int) -> Demonstrations:
+        """Give the demonstrations of `step` (from 0): prompt, solution and end, the mask on the latter."""
+        pairs = self._batches[step]
+        tokens, lengths = _padded([prompt + answer for prompt, answer in pairs], self._width)
+        starts = np.array([len(prompt) for prompt, _ in pairs])
+        positions = np.arange(self._width)
+        response_mask = (positions >= starts[:, None]) & (positions < lengths[:, None])
+        return Demonstrations(tokens=tokens, lengths=lengths, response_mask=response_mask)
+
+
+def fixed_batch(rows: Sequence[PromptRow], pad_multiple: int, step: int) -> Prompts:
+    """Make one batch of all rows in their order, one sample each: validation at `step`."""
+    return _prompts(rows, 1, pad_multiple, step)
+
+
+def _endless_batches(
+    rows: Sequence[Row], rows_per_batch: int, shuffle: bool, seed: int
+) -> grain.MapDataset[list[Row]]:
+    """Order the rows for ever, epoch after epoch; batch k is computed from k alone."""
+    rows_in_order = grain.MapDataset.source(rows).seed(seed)
+    if shuffle:
+        rows_in_order = rows_in_order.shuffle()
+    # Repeated before it is cut: a batch may span two epochs, and no row is left out of either.
+    return rows_in_order.repeat().batch(rows_per_batch, batch_fn=list)
+
+
+def _prompts(rows: Sequence[PromptRow], samples_per_prompt: int, pad_multiple: int, step: int) -> Prompts:
+    repeated = tuple(row for row in rows for _ in range(samples_per_prompt))
+    longest = max(len(row.tokens) for row in repeated)
+    width = -(-longest // pad_multiple) * pad_multiple
+    tokens, lengths = _padded([row.tokens for row in repeated], width)
+    return Prompts(
+        tokens=tokens,
+        lengths=lengths,
+        sequence_ids=np.arange(len(repeated), dtype=np.int32),
+        groups=np.repeat(np.arange(len(rows), dtype=np.int32), samples_per_prompt),
+        step=step,
+        rows=repeated,
+    )
+
+
+def _padded(sequences: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Right-pad to [B, width] with zeros, which are never read; also give the lengths [B]."""
+    tokens = np.zeros((len(sequences), width), dtype=np.int32)
+    for row, sequence in zip(tokens, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return tokens, np.array([len(sequence) for sequence in sequences], dtype=np.int32)

@@ -1,0 +1,123 @@
+"""Scalars of a run: metrics.jsonl, TensorBoard, and the names under which validation and timing go there.
+
+Knows no model and no algorithm; it is given plain numbers. Names follow verl, so that its users'
+dashboards work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxflow.tracking.jsonl import DiskGuard, JsonLines, read_rows
+from jaxflow.tracking.tensorboard import TensorBoard
+from jaxflow.types import Metrics, Sample
+
+FILE_NAME = "metrics.jsonl"
+GLOBAL_STEP = "training/global_step"
+
+# Stages whose time grows with the tokens of prompts and responses; generation is paid per response token.
+_STAGES_PER_TOKEN = ("old_log_prob", "ref", "values", "adv", "update_critic", "update_actor")
+
+
+class MetricsWriter:
+    """Writes one row per step to metrics.jsonl and the same scalars to TensorBoard.
+
+    NaN and infinities are null in metrics.jsonl and themselves in TensorBoard. Errors of the disk are warned
+    of once and counted in `failures`; they never reach the caller.
+    """
+
+    def __init__(self, workdir: Path, tensorboard: bool, warn: Callable[[str], None]):
+        self._lines = JsonLines(workdir / FILE_NAME, GLOBAL_STEP)
+        self._tensorboard_directory = workdir / "tensorboard"
+        self._tensorboard = TensorBoard(self._tensorboard_directory) if tensorboard else None
+        self._guard = DiskGuard(warn)
+        with self._guard.writing(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def failures(self) -> int:
+        """Counts the writes that did not reach the disk."""
+        return self._guard.failures
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        """Appends the step's row, its names sorted; it has left this process on return."""
+        scalars = {name: float(metrics[name]) for name in sorted(metrics) if name != GLOBAL_STEP}
+        with self._guard.writing(self._lines.path):
+            self._lines.append([{GLOBAL_STEP: step, **scalars}])
+        if self._tensorboard is not None:
+            with self._guard.writing(self._tensorboard_directory):
+                self._tensorboard.write(step, scalars)
+
+    def truncate_after(self, step: int) -> None:
+        """Drops rows of steps after `step`, so that a resumed run leaves the file of an uninterrupted one."""
+        with self._guard.writing(self._lines.path):
+            self._lines.truncate_after(step)
+        if self._tensorboard is not None:
+            self._tensorboard.truncate_after(step)
+
+    def close(self) -> None:
+        """Closes the TensorBoard file; metrics.jsonl is never held open."""
+        if self._tensorboard is not None:
+            with self._guard.writing(self._tensorboard_directory):
+                self._tensorboard.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Reads the rows of a metrics.jsonl; null becomes NaN, a half-written last line is left out.
+
+    Raises:
+        UserError: the file is missing, or a line before the last is not a JSON object.
+    """
+    return [
+        {name: math.nan if value is None else value for name, value in row.items()} for row in read_rows(path)
+    ]
+
+
+def validation_metrics(samples: Sequence[Sample]) -> dict[str, float]:
+    """Averages validation answers per data source, one answer per prompt, and over all rows as source `all`.
+
+    Returns `val-core/{source}/acc|reward/mean@1`, `val-aux/{source}/finished/mean@1` (share that ended by
+    itself) and `val-aux/{source}/rows`; nothing where there are no samples.
+    """
+    groups: dict[str, Sequence[Sample]] = {}
+    for source in sorted({sample.data_source for sample in samples}):
+        groups[source] = [sample for sample in samples if sample.data_source == source]
+    if samples:
+        groups["all"] = samples
+    metrics = {}
+    for source, rows in groups.items():
+        metrics[f"val-core/{source}/acc/mean@1"] = float(np.mean([row.accuracy for row in rows]))
+        metrics[f"val-core/{source}/reward/mean@1"] = float(np.mean([row.score for row in rows]))
+        metrics[f"val-aux/{source}/finished/mean@1"] = float(np.mean([row.finished for row in rows]))
+        metrics[f"val-aux/{source}/rows"] = float(len(rows))
+    return metrics
+
+
+def timing_metrics(
+    seconds: Mapping[str, float], tokens: int, response_tokens: int, devices: int
+) -> dict[str, float]:
+    """Names the times of one step and derives speed from them.
+
+    Args:
+        seconds: wall seconds of each stage, and of the whole step as `step`.
+        tokens: prompt and response tokens of the step, over all devices; no padding.
+        response_tokens: generated tokens of the step.
+        devices: devices of the pool.
+
+    Returns:
+        `timing_s/*`, `timing_per_token_ms/*` (generation by response tokens, other stages by all tokens),
+        `perf/time_per_step` (s), `perf/total_num_tokens`, `perf/throughput` (tokens per second and device).
+    """
+    metrics = {f"timing_s/{stage}": float(value) for stage, value in seconds.items()}
+    divisors = {"gen": response_tokens, **dict.fromkeys(_STAGES_PER_TOKEN, tokens)}
+    for stage, count in divisors.items():
+        if stage in seconds and count > 0:
+            metrics[f"timing_per_token_ms/{stage}"] = 1000.0 * seconds[stage] / count
+    metrics["perf/time_per_step"] = float(seconds["step"])
+    metrics["perf/total_num_tokens"] = float(tokens)
+    metrics["perf/throughput"] = tokens / seconds["step"] / devices
+    return metrics

@@ -1,0 +1,153 @@
+"""Brings pools to life: in Ray actors, or in this process. The only file that talks to Ray.
+
+Knows how calls travel; knows no role and no dataflow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from jaxflow.batch_algebra import Derived
+from jaxflow.config import Config
+from jaxflow.types import UserError
+from jaxflow.workers.future import CallList, LocalFuture, PendingCall
+from jaxflow.workers.group import Transport
+from jaxflow.workers.host import Host
+from jaxflow.workers.protocol import CallRecord, RoleError
+from jaxflow.workers.resource_pool import ResourcePool
+
+
+class InProcess:
+    """Calls that run here and now; the futures they return are already done."""
+
+    def __init__(self, host: Host, calls: CallList):
+        self._host, self._calls = host, calls
+
+    def place(self, role: str) -> None:
+        """Build a role in this process."""
+        self._host.place(role)
+
+    def remove(self, role: str) -> None:
+        """Let a role go."""
+        self._host.remove(role)
+
+    def call(self, role: str, method: str, stage: str, arguments: tuple[Any, ...]) -> LocalFuture:
+        """Run the method and return its result as a future."""
+        outcome: list[CallRecord | RoleError] = []
+
+        def record() -> CallRecord:
+            if isinstance(outcome[0], RoleError):
+                raise outcome[0]
+            return outcome[0]
+
+        self._calls.add(PendingCall(role, method, stage, lambda: len(outcome) == 1, record))
+        values = [a.value if isinstance(a, LocalFuture) else a for a in arguments]
+        try:
+            value, finished = self._host.call(role, method, *values)
+        except RoleError as error:
+            outcome.append(error)
+            raise
+        outcome.append(finished)
+        return LocalFuture(value)
+
+
+def _fetch(reference: ray.ObjectRef) -> Any:
+    """Bring a value here; an exception of a role arrives as itself, a dead process as a `RoleError`."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, RoleError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.ActorDiedError as error:
+        raise RoleError("pool", "call", "a worker process", f"the process died: {error}", "") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class RayFuture:
+    """A value in Ray's object store, or on its way there."""
+
+    reference: ray.ObjectRef
+
+    def result(self) -> Any:
+        """Wait for the value and bring it here."""
+        return _fetch(self.reference)
+
+
+class InRay:
+    """Calls to a Ray actor; data goes from worker to worker by reference."""
+
+    def __init__(self, actor: ray.actor.ActorHandle, calls: CallList):
+        self._actor, self._calls = actor, calls
+
+    def place(self, role: str) -> None:
+        """Build a role in the actor's process and wait for it."""
+        _fetch(self._actor.place.remote(role))
+
+    def remove(self, role: str) -> None:
+        """Let a role go."""
+        _fetch(self._actor.remove.remote(role))
+
+    def call(self, role: str, method: str, stage: str, arguments: tuple[Any, ...]) -> RayFuture:
+        """Send the call and return at once."""
+        references = [a.reference if isinstance(a, RayFuture) else a for a in arguments]
+        value, record = self._actor.call.options(num_returns=2).remote(role, method, *references)
+        self._calls.add(
+            PendingCall(
+                role,
+                method,
+                stage,
+                done=lambda: bool(ray.wait([record], timeout=0)[0]),
+                record=lambda: _fetch(record),
+            )
+        )
+        return RayFuture(value)
+
+
+@contextlib.contextmanager
+def _local_ray() -> Iterator[None]:
+    """Run a Ray of our own on this machine: no dashboard, no usage reports, token authentication on."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        configure_logging=False,
+        _node_ip_address="127.0.0.1",
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def launched(config: Config, derived: Derived, pool: ResourcePool, calls: CallList) -> Iterator[Transport]:
+    """Bring up the pool's processes and give a way to call them; they end with the context.
+
+    Raises UserError if they do not come up within `cluster.start_timeout_seconds`, or lack devices.
+    """
+    if config.cluster.launcher == "inprocess":
+        yield InProcess(Host(config, derived, pool), calls)
+        return
+    with _local_ray():
+        gpus = pool.devices if pool.platform == "gpu" else 0
+        actor = ray.remote(Host).options(num_cpus=1, num_gpus=gpus).remote(config, derived, pool)
+        ready, _ = ray.wait([actor.__ray_ready__.remote()], timeout=config.cluster.start_timeout_seconds)
+        if not ready:
+            raise UserError(
+                f"pool {pool.name}: no worker process after {config.cluster.start_timeout_seconds:.0f} s; "
+                "raise cluster.start_timeout_seconds, or see what holds this machine's CPUs or GPUs"
+            )
+        _fetch(ready[0])
+        yield InRay(actor, calls)
+        ray.kill(actor)

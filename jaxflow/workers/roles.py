@@ -1,0 +1,403 @@
+"""The roles of reinforcement learning, each a thin coat over the engine: what it holds and what it answers.
+
+Knows the config and the engine; knows neither processes nor transport, and no order of calls: that is the
+dataflow's. Arguments and results are host arrays.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxflow.algorithms.experience import PPOEstimator
+from jaxflow.algorithms.kl import adapt_coefficient
+from jaxflow.algorithms.losses import PolicyLoss, SupervisedLoss, ValueLoss
+from jaxflow.algorithms.statistics import experience_statistics
+from jaxflow.batch_algebra import Derived
+from jaxflow.config import Config, OptimizerConfig
+from jaxflow.data.source import load_tokenizer
+from jaxflow.engine.generate import Generator
+from jaxflow.engine.sampling import Sampling
+from jaxflow.engine.score import Scorer
+from jaxflow.engine.sharding import generation_layout, training_layout
+from jaxflow.engine.state import restore_weights
+from jaxflow.engine.transition import transition
+from jaxflow.models.transformer import LanguageModel, Params, ScalarModel, describe
+from jaxflow.rewards.function import exact_match, load_reward_function
+from jaxflow.rewards.scoring import score_rows
+from jaxflow.types import (
+    Demonstrations,
+    Experience,
+    Metrics,
+    Prompts,
+    Rollout,
+    Sample,
+    Scores,
+    TokenLogProbs,
+    UserError,
+)
+from jaxflow.workers.protocol import exposed
+from jaxflow.workers.trained import TrainedModel, optimizer_of
+
+# Streams of randomness under the run's seed: what is drawn for one purpose never moves another.
+_TRAINING_ROLLOUT, _VALIDATION_ROLLOUT = 0, 1
+_ACTOR_WEIGHTS, _CRITIC_WEIGHTS = 2, 3
+
+
+def _log_prob_temperature(config: Config) -> float:
+    """Return the temperature that log-probs are taken at: the sampler's, or 1 where it is greedy."""
+    return config.rollout.temperature if config.rollout.temperature > 0 else 1.0
+
+
+class _Saved:
+    """A trained model's life on disk, the same for every role that has one."""
+
+    _trained: TrainedModel
+
+    @exposed("load")
+    def load(self, directory: str) -> None:
+        """Start from saved weights."""
+        self._trained.load(Path(directory))
+
+    @exposed("save_checkpoint")
+    def save(self, directory: str) -> None:
+        """Write all state that the next step depends on."""
+        self._trained.save(Path(directory))
+
+    @exposed("load")
+    def restore(self, directory: str) -> None:
+        """Continue from what `save` wrote."""
+        self._trained.restore(Path(directory))
+
+
+class Actor(_Saved):
+    """The policy: trains, scores and generates with one set of weights in two layouts."""
+
+    def __init__(self, config: Config, derived: Derived, mesh: Mesh):
+        algorithm, rollout = config.algorithm, config.rollout
+        self._config = config
+        model = describe(derived.actor_model, LanguageModel)
+        training = training_layout(mesh)
+        self._generation = generation_layout(mesh)
+        self._generation_shardings = self._generation.weights(model.names)
+        loss = PolicyLoss(
+            clip_ratio_low=algorithm.clip_ratio_low,
+            clip_ratio_high=algorithm.clip_ratio_high,
+            dual_clip=algorithm.dual_clip,
+            entropy_coefficient=algorithm.entropy_coefficient,
+            aggregation=algorithm.loss_aggregation,
+            kl_coefficient=algorithm.kl.loss_coefficient,
+            kl_estimator=algorithm.kl.loss_estimator,
+            length_constant=float(rollout.max_response_tokens),
+        )
+        temperature = _log_prob_temperature(config)
+        self._trained = TrainedModel(
+            model,
+            training,
+            optimizer_of(config.actor.optimizer, derived.actor.total_updates),
+            loss,
+            temperature,
+            config.actor.microbatch_tokens_per_device,
+            config.actor.optimizer.max_skipped_updates,
+            config.run.seed,
+            _ACTOR_WEIGHTS,
+        )
+        self._scorer = Scorer(model, training, rollout.score_microbatch_tokens_per_device, temperature)
+        self._generator = Generator(model, self._generation, rollout.dtype, rollout.sequences_per_device)
+        self._rollout_weights: Params | None = None
+        self._transition_metrics: dict[str, float] = {}
+        tokenizer = load_tokenizer(config.data.task, config.data.tokenizer)
+        self._end_ids = () if rollout.ignore_end_token else tokenizer.end_ids
+        self._pad_id = tokenizer.pad_id
+
+    def _sampling(self, temperature: float) -> Sampling:
+        rollout = self._config.rollout
+        return Sampling(
+            temperature=temperature,
+            top_k=rollout.top_k,
+            top_p=rollout.top_p,
+            max_response_tokens=rollout.max_response_tokens,
+            end_ids=self._end_ids,
+            pad_id=self._pad_id,
+        )
+
+    def _generate(self, prompts: Prompts, temperature: float, purpose: int) -> Rollout:
+        if self._rollout_weights is None:
+            self._rollout_weights, report = transition(
+                self._trained.params, self._generation_shardings, self._config.rollout.dtype
+            )
+            self._transition_metrics = {
+                "transition/seconds": report.seconds,
+                "transition/received_bytes_per_device": float(report.most_received_bytes),
+            }
+        seed = self._config.run.seed
+        return self._generator(
+            self._rollout_weights, prompts, self._sampling(temperature), seed, prompts.step, purpose
+        )
+
+    @exposed("gen")
+    def generate(self, prompts: Prompts) -> Rollout:
+        """Sample one response per row at the training temperature."""
+        return self._generate(prompts, self._config.rollout.temperature, _TRAINING_ROLLOUT)
+
+    @exposed("testing")
+    def generate_validation(self, prompts: Prompts) -> Rollout:
+        """Sample one response per row as validation asks."""
+        return self._generate(prompts, self._config.rollout.validation_temperature, _VALIDATION_ROLLOUT)
+
+    @exposed("old_log_prob")
+    def log_probs(self, rollout: Rollout) -> TokenLogProbs:
+        """Score the responses with the training path."""
+        return self._scorer.log_probs(
+            self._trained.params, rollout.tokens, rollout.lengths, rollout.response_mask
+        )
+
+    @exposed("update_actor")
+    def update(self, experience: Experience) -> Metrics:
+        """Run one step's policy updates; the rollout weights of before are released first."""
+        self._rollout_weights = None
+        actor = self._config.actor
+        metrics = self._trained.update(experience, actor.minibatch_sequences, actor.update_epochs)
+        return _named("actor", metrics) | self._transition_metrics
+
+    @exposed("load")
+    def load(self, directory: str) -> None:
+        """Start from saved weights."""
+        self._rollout_weights = None
+        super().load(directory)
+
+    @exposed("load")
+    def restore(self, directory: str) -> None:
+        """Continue from what `save` wrote."""
+        self._rollout_weights = None
+        super().restore(directory)
+
+
+class Student:
+    """The policy before reinforcement learning: learns from demonstrations, then hands its weights on."""
+
+    def __init__(self, config: Config, derived: Derived, mesh: Mesh):
+        warm_start = config.warm_start
+        optimizer = OptimizerConfig(learning_rate=warm_start.learning_rate, schedule="constant")
+        self._sequences = warm_start.sequences_per_step
+        self._trained = TrainedModel(
+            describe(derived.actor_model, LanguageModel),
+            training_layout(mesh),
+            optimizer_of(optimizer, warm_start.steps),
+            SupervisedLoss(),
+            1.0,
+            config.actor.microbatch_tokens_per_device,
+            optimizer.max_skipped_updates,
+            config.run.seed,
+            _ACTOR_WEIGHTS,
+        )
+
+    @exposed("load")
+    def create(self) -> None:
+        """Start from random weights."""
+        self._trained.create()
+
+    @exposed("warm_start")
+    def imitate(self, demonstrations: Demonstrations) -> Metrics:
+        """Run one supervised update."""
+        return self._trained.update(demonstrations, self._sequences, 1)
+
+    @exposed("save_checkpoint")
+    def save_weights(self, directory: str) -> None:
+        """Write the weights that the policy and its reference start from."""
+        self._trained.save_weights(Path(directory))
+
+
+class Critic(_Saved):
+    """The value model."""
+
+    def __init__(self, config: Config, derived: Derived, mesh: Mesh):
+        algorithm = config.algorithm
+        self._config = config
+        model = describe(derived.critic_model, ScalarModel)
+        layout = training_layout(mesh)
+        loss = ValueLoss(
+            value_clip=algorithm.value_clip,
+            aggregation=algorithm.loss_aggregation,
+            length_constant=float(config.rollout.max_response_tokens),
+        )
+        self._trained = TrainedModel(
+            model,
+            layout,
+            optimizer_of(config.critic.optimizer, derived.critic.total_updates),
+            loss,
+            1.0,
+            config.critic.microbatch_tokens_per_device,
+            config.critic.optimizer.max_skipped_updates,
+            config.run.seed,
+            _CRITIC_WEIGHTS,
+        )
+        self._scorer = Scorer(model, layout, config.rollout.score_microbatch_tokens_per_device, 1.0)
+
+    @exposed("load")
+    def create(self) -> None:
+        """Start from random weights."""
+        self._trained.create()
+
+    @exposed("load")
+    def load_backbone(self, directory: str) -> None:
+        """Start from the policy's saved weights under a head that predicts zero."""
+        self._trained.load_backbone(Path(directory))
+
+    @exposed("values")
+    def values(self, rollout: Rollout) -> np.ndarray:
+        """Estimate V_t before each response token, [B, T]."""
+        return self._scorer.values(
+            self._trained.params, rollout.tokens, rollout.lengths, rollout.response_mask
+        )
+
+    @exposed("update_critic")
+    def update(self, experience: Experience) -> Metrics:
+        """Run one step's value updates."""
+        critic = self._config.critic
+        return _named("critic", self._trained.update(experience, critic.minibatch_sequences, critic.update_epochs))
+
+
+class Reference:
+    """The policy's frozen starting point."""
+
+    def __init__(self, config: Config, derived: Derived, mesh: Mesh):
+        self._model = describe(derived.actor_model, LanguageModel)
+        self._layout = training_layout(mesh)
+        budget = config.rollout.score_microbatch_tokens_per_device
+        self._scorer = Scorer(self._model, self._layout, budget, _log_prob_temperature(config))
+        self._params: Params = {}
+
+    @exposed("load")
+    def load(self, directory: str) -> None:
+        """Read the frozen weights."""
+        self._params = restore_weights(Path(directory), self._model, self._layout, tuple(self._model.shapes))
+
+    @exposed("ref")
+    def log_probs(self, rollout: Rollout) -> TokenLogProbs:
+        """Score the responses with the frozen weights."""
+        return self._scorer.log_probs(self._params, rollout.tokens, rollout.lengths, rollout.response_mask)
+
+
+class Reward:
+    """Judges responses with a function of their text."""
+
+    def __init__(self, config: Config, derived: Derived, mesh: Mesh):
+        self._config = config.reward
+        self._tokenizer = load_tokenizer(config.data.task, config.data.tokenizer)
+        place = config.reward.function
+        self._function = load_reward_function(place) if place else exact_match
+
+    def _judge(self, rollout: Rollout, prompts: Prompts) -> tuple[Scores, list[str]]:
+        responses = [
+            self._tokenizer.decode(tokens[mask].tolist())
+            for tokens, mask in zip(rollout.tokens, rollout.response_mask, strict=True)
+        ]
+        scored = score_rows(self._function, responses, prompts.rows, self._config.fallback_score)
+        failed = float(np.mean(scored.scores.failed))
+        if failed > self._config.max_failed_fraction:
+            raise UserError(
+                f"the reward function failed on {failed:.0%} of the rows, more than reward.max_failed_fraction "
+                f"({self._config.max_failed_fraction:.0%}); the first failure: {scored.first_failure}"
+            )
+        return scored.scores, responses
+
+    @exposed("reward")
+    def score(self, rollout: Rollout, prompts: Prompts) -> Scores:
+        """Score each response."""
+        return self._judge(rollout, prompts)[0]
+
+    @exposed("testing")
+    def judge_validation(self, rollout: Rollout, prompts: Prompts) -> tuple[Sample, ...]:
+        """Score each response and return it as text."""
+        scores, responses = self._judge(rollout, prompts)
+        return tuple(
+            Sample(
+                step=prompts.step,
+                data_source=row.data_source,
+                prompt=row.prompt,
+                response=response,
+                ground_truth=str(row.ground_truth),
+                score=float(scores.scores[i]),
+                accuracy=float(scores.accuracy[i]),
+                finished=bool(rollout.finished[i]),
+            )
+            for i, (row, response) in enumerate(zip(prompts.rows, responses, strict=True))
+        )
+
+
+class Estimator:
+    """The numeric part of the algorithm, and the KL coefficient, its only state."""
+
+    def __init__(self, config: Config, derived: Derived, mesh: Mesh):
+        algorithm, self._kl = config.algorithm, config.algorithm.kl
+        self._experience = jax.jit(
+            PPOEstimator(
+                discount=algorithm.discount,
+                gae_lambda=algorithm.gae_lambda,
+                whiten_advantages=algorithm.whiten_advantages,
+                kl_reward_estimator=self._kl.reward_estimator,
+            )
+        )
+        self._statistics = jax.jit(
+            experience_statistics, static_argnames=("kl_estimator", "max_response_tokens")
+        )
+        self._max_response_tokens = config.rollout.max_response_tokens
+        self._kl_coefficient = self._kl.reward_coefficient
+
+    @exposed("adv")
+    def experience(
+        self,
+        rollout: Rollout,
+        scores: Scores,
+        actor_log_probs: TokenLogProbs,
+        reference_log_probs: TokenLogProbs,
+        values: np.ndarray,
+    ) -> Experience:
+        """Estimate advantages and returns."""
+        made = self._experience(
+            rollout, scores, actor_log_probs.log_probs, reference_log_probs.log_probs, values, self._kl_coefficient
+        )
+        return jax.tree.map(np.asarray, made)
+
+    @exposed("adv")
+    def statistics(self, rollout: Rollout, scores: Scores, experience: Experience) -> Metrics:
+        """Describe the step in named scalars, then adapt the KL coefficient to it if so configured."""
+        scalars = self._statistics(
+            rollout,
+            scores,
+            experience,
+            self._kl_coefficient,
+            kl_estimator=self._kl.reward_estimator,
+            max_response_tokens=self._max_response_tokens,
+        )
+        metrics = {name: float(value) for name, value in scalars.items()}
+        if self._kl.controller == "adaptive":
+            self._kl_coefficient = adapt_coefficient(
+                self._kl_coefficient,
+                metrics["actor/reward_kl_penalty"],
+                self._kl.target,
+                self._kl.horizon_sequences,
+                len(rollout.lengths),
+            )
+        return metrics
+
+    @exposed("save_checkpoint")
+    def save(self, directory: str) -> None:
+        """Write the coefficient."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        (Path(directory) / "estimator.json").write_text(json.dumps({"kl_coefficient": self._kl_coefficient}))
+
+    @exposed("load")
+    def restore(self, directory: str) -> None:
+        """Continue with the coefficient that `save` wrote."""
+        self._kl_coefficient = json.loads((Path(directory) / "estimator.json").read_text())["kl_coefficient"]
+
+
+def _named(role: str, metrics: dict[str, float]) -> dict[str, float]:
+    """Put the engine's own names under the role's; the loss's parts bear it already."""
+    return {name if "/" in name else f"{role}/{name}": value for name, value in metrics.items()}

@@ -1,0 +1,110 @@
+"""What actor, critic and student have in common: one trained model, its optimizer, its files.
+
+Knows no algorithm: the loss is given. Knows no transport.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from jaxflow.config import OptimizerConfig
+from jaxflow.engine.optimizer import Optimizer
+from jaxflow.engine.sharding import Layout
+from jaxflow.engine.state import (
+    TrainState,
+    new_state,
+    new_weights,
+    restore_state,
+    restore_weights,
+    save_state,
+    save_weights,
+)
+from jaxflow.engine.train import Loss, Trainer, TrainingBatch
+from jaxflow.models.transformer import Model, Params
+from jaxflow.types import UserError
+
+
+def optimizer_of(config: OptimizerConfig, total_updates: int) -> Optimizer:
+    """Return the engine's optimizer for these settings and a run of `total_updates` updates."""
+    numbers = dataclasses.asdict(config)
+    del numbers["max_skipped_updates"]
+    return Optimizer(**numbers, total_updates=total_updates)
+
+
+class TrainedModel:
+    """A model with its training state on one layout."""
+
+    def __init__(
+        self,
+        model: Model,
+        layout: Layout,
+        optimizer: Optimizer,
+        loss: Loss,
+        temperature: float,
+        tokens_per_device: int,
+        max_skipped_updates: int,
+        seed: int,
+        stream: int,
+    ):
+        self._model, self._layout, self._seed, self._stream = model, layout, seed, stream
+        self._max_skipped_updates = max_skipped_updates
+        self._transformation = optimizer.transformation()
+        self._trainer = Trainer(model, layout, optimizer, loss, temperature, tokens_per_device)
+        self._state: TrainState | None = None
+
+    @property
+    def params(self) -> Params:
+        """Return the float32 masters."""
+        return self._existing_state().params
+
+    def _existing_state(self) -> TrainState:
+        if self._state is None:
+            raise RuntimeError("the model has no weights yet: create, load or restore them first")
+        return self._state
+
+    def _begin(self, params: Params) -> None:
+        self._state = new_state(self._model, self._layout, self._transformation, params)
+
+    def create(self) -> None:
+        """Start from random weights."""
+        self._begin(new_weights(self._model, self._layout, self._seed, self._stream))
+
+    def load(self, directory: Path) -> None:
+        """Start from saved weights."""
+        self._begin(restore_weights(directory, self._model, self._layout, tuple(self._model.shapes)))
+
+    def load_backbone(self, directory: Path) -> None:
+        """Start from the saved weights of another role under a head of its own."""
+        fresh = dict(new_weights(self._model, self._layout, self._seed, self._stream))
+        self._begin(fresh | restore_weights(directory, self._model, self._layout, ("backbone",)))
+
+    def update(
+        self, batch: TrainingBatch, minibatch_sequences: int, epochs: int
+    ) -> dict[str, float]:
+        """Run a step's updates and return their mean metrics.
+
+        Raises UserError when more than `max_skipped_updates` updates in a row were not finite; the weights
+        then are those of the last finite one, ready to be saved.
+        """
+        state = self._existing_state()
+        self._state, metrics = self._trainer.epochs(state, batch, minibatch_sequences, epochs, self._seed)
+        in_a_row = int(self._state.skipped)
+        if in_a_row > self._max_skipped_updates:
+            raise UserError(
+                f"{in_a_row} optimizer updates in a row had a gradient that is not finite and were skipped; "
+                "the weights are those of the last finite update. Lower the learning rate or look at the rewards."
+            )
+        return metrics
+
+    def save(self, directory: Path) -> None:
+        """Write all state that the next update depends on."""
+        save_state(directory, self._existing_state())
+
+    def restore(self, directory: Path) -> None:
+        """Continue from a saved state."""
+        self._state = restore_state(directory, self._model, self._layout, self._transformation)
+
+    def save_weights(self, directory: Path) -> None:
+        """Write the weights alone."""
+        save_weights(directory, self.params)

@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+
+from jaxflow.data.batches import DemonstrationBatches, PromptBatches, fixed_batch
+from jaxflow.data.tokenizer import CharacterTokenizer
+from jaxflow.types import PromptRow, UserError
+
+ALPHABET = "abcdefghijkl"
+TOKENIZER = CharacterTokenizer(ALPHABET)
+
+
+def make_rows(count):
+    """Make rows of lengths 1 to 5, each beginning with a letter of its own."""
+    texts = [(ALPHABET[i] * (1 + i % 5)) for i in range(count)]
+    return [PromptRow(text, tuple(TOKENIZER.encode(text)), text[::-1] + "a", "test", {}) for text in texts]
+
+
+def make_batches(rows, prompts_per_step=4, samples_per_prompt=1, shuffle=True, seed=7, pad_multiple=4):
+    return PromptBatches(rows, prompts_per_step, samples_per_prompt, shuffle, seed, pad_multiple)
+
+
+def prompts_in_order(batches, steps):
+    return [row.prompt for step in range(steps) for row in batches.at(step).rows]
+
+
+def test_any_step_can_be_asked_for_first():
+    rows = make_rows(10)
+    forward = make_batches(rows)
+    expected = [forward.at(step) for step in range(9)]
+    fresh = make_batches(rows)
+    for step in (8, 0, 5, 3):
+        got = fresh.at(step)
+        np.testing.assert_array_equal(got.tokens, expected[step].tokens)
+        assert got.rows == expected[step].rows
+        assert got.step == step
+
+
+def test_every_epoch_is_a_permutation_and_no_two_are_alike():
+    rows = make_rows(10)
+    order = prompts_in_order(make_batches(rows, prompts_per_step=4), 10)
+    epochs = [order[start : start + 10] for start in range(0, 40, 10)]
+    assert all(sorted(epoch) == sorted(row.prompt for row in rows) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_seeds_give_different_orders_and_one_seed_the_same():
+    rows = make_rows(12)
+    assert prompts_in_order(make_batches(rows, seed=1), 3) == prompts_in_order(make_batches(rows, seed=1), 3)
+    assert prompts_in_order(make_batches(rows, seed=1), 3) != prompts_in_order(make_batches(rows, seed=2), 3)
+
+
+def test_the_order_of_a_seed_is_the_one_runs_were_made_with():
+    # A change here would make every resumed run read other prompts than it would have.
+    order = prompts_in_order(make_batches(make_rows(10), seed=7), 3)
+    assert "".join(prompt[0] for prompt in order) == "hjaiecfgdbga"
+
+
+def test_without_shuffling_rows_come_in_file_order_around_and_around():
+    rows = make_rows(6)
+    order = prompts_in_order(make_batches(rows, shuffle=False), 3)
+    assert order == [row.prompt for row in rows] * 2
+
+
+def test_samples_of_a_prompt_stand_together_and_share_a_group():
+    batch = make_batches(make_rows(10), prompts_per_step=3, samples_per_prompt=2).at(1)
+    np.testing.assert_array_equal(batch.groups, [0, 0, 1, 1, 2, 2])
+    np.testing.assert_array_equal(batch.sequence_ids, np.arange(6))
+    assert all(batch.rows[i] is batch.rows[i + 1] for i in (0, 2, 4))
+    assert len({row.prompt for row in batch.rows}) == 3
+
+
+def test_rows_are_right_padded_to_the_multiple():
+    batch = make_batches(make_rows(10), prompts_per_step=10, pad_multiple=4).at(0)
+    assert batch.tokens.shape == (10, 8)
+    for tokens, length, row in zip(batch.tokens, batch.lengths, batch.rows, strict=True):
+        assert length == len(row.tokens)
+        np.testing.assert_array_equal(tokens, [*row.tokens] + [0] * (8 - length))
+    for array in (batch.tokens, batch.lengths, batch.sequence_ids, batch.groups):
+        assert array.dtype == np.int32
+
+
+def test_a_length_that_is_the_multiple_gets_no_padding():
+    rows = [PromptRow("abcd", tuple(TOKENIZER.encode("abcd")), "a", "test", {})]
+    assert fixed_batch(rows, pad_multiple=4, step=0).tokens.shape == (1, 4)
+
+
+def test_fewer_rows_than_a_step_takes_are_refused():
+    with pytest.raises(UserError, match=r"3 prompt rows.*4"):
+        make_batches(make_rows(3), prompts_per_step=4)
+    assert make_batches(make_rows(4), prompts_per_step=4).at(0).tokens.shape[0] == 4
+
+
+def test_the_fixed_batch_keeps_the_rows_in_order():
+    rows = make_rows(7)
+    batch = fixed_batch(rows, pad_multiple=1, step=30)
+    assert batch.rows == tuple(rows)
+    assert batch.step == 30
+    np.testing.assert_array_equal(batch.groups, np.arange(7))
+
+
+def test_demonstrations_are_prompt_solution_end_under_the_mask():
+    rows = make_rows(9)
+    batches = DemonstrationBatches(rows, lambda row: row.ground_truth, TOKENIZER, 4, seed=0)
+    by_prompt = {row.tokens: row for row in rows}
+    seen = []
+    for step in range(9):
+        batch = batches.at(step)
+        assert batch.tokens.shape == (4, 5 + 6 + 1)
+        for tokens, length, mask in zip(batch.tokens, batch.lengths, batch.response_mask, strict=True):
+            start = int(mask.argmax())
+            row = by_prompt[tuple(tokens[:start].tolist())]
+            answer = [*TOKENIZER.encode(row.ground_truth), 1]
+            assert tokens[start:length].tolist() == answer
+            np.testing.assert_array_equal(
+                mask, [False] * start + [True] * len(answer) + [False] * (12 - length)
+            )
+            seen.append(row.prompt)
+    assert sorted(seen) == sorted(row.prompt for row in rows for _ in range(4))
+
+
+def test_demonstrations_are_addressed_by_step():
+    def make():
+        return DemonstrationBatches(make_rows(9), lambda row: row.ground_truth, TOKENIZER, 4, seed=0)
+
+    first, second = make(), make()
+    expected = [first.at(step).tokens for step in range(5)]
+    for step in (4, 1):
+        np.testing.assert_array_equal(second.at(step).tokens, expected[step])

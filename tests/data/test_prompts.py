@@ -1,0 +1,192 @@
+import json
+import re
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from jaxflow.data.prompts import load_rows
+from jaxflow.data.tokenizer import CharacterTokenizer
+from jaxflow.types import PromptRow, UserError
+
+TOKENIZER = CharacterTokenizer("0123456789+= \ud800")
+
+
+def write_jsonl(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def write_parquet(path, records):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
+    return str(path)
+
+
+def load(*files, prompt_key="prompt", max_prompt_tokens=8, overlong="drop"):
+    return load_rows(files, TOKENIZER, prompt_key, max_prompt_tokens, overlong)
+
+
+def test_a_row_arrives_with_all_its_fields(tmp_path):
+    record = {"prompt": "1+2=", "ground_truth": "3", "data_source": "sums", "extra_info": {"index": 4}}
+    loaded = load(write_jsonl(tmp_path / "a.jsonl", [record]))
+    tokens = tuple(TOKENIZER.encode("1+2="))
+    assert loaded.rows == (PromptRow("1+2=", tokens, "3", "sums", {"index": 4}),)
+
+
+def test_what_is_left_out_is_the_files_stem_and_no_extra_info(tmp_path):
+    (row,) = load(write_jsonl(tmp_path / "gsm.jsonl", [{"prompt": "1=", "ground_truth": 1}])).rows
+    assert (row.data_source, row.extra_info, row.ground_truth) == ("gsm", {}, 1)
+
+
+def test_verls_rows_are_understood(tmp_path):
+    record = {
+        "data_source": "openai/gsm8k",
+        "prompt": [{"role": "user", "content": "1+2="}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": "3"},
+        "extra_info": {"split": "train", "index": 0},
+    }
+    (row,) = load(write_parquet(tmp_path / "train.parquet", [record])).rows
+    assert row == PromptRow(
+        "1+2=", tuple(TOKENIZER.encode("1+2=")), "3", "openai/gsm8k", {"split": "train", "index": 0}
+    )
+
+
+def test_jsonl_and_parquet_give_the_same_rows(tmp_path):
+    records = [
+        {
+            "prompt": [{"role": "user", "content": f"{i}+{i}="}],
+            "reward_model": {"ground_truth": str(2 * i), "style": "rule"},
+            "data_source": "sums",
+            "extra_info": {"index": i, "tags": ["a", "b"]},
+        }
+        for i in range(5)
+    ]
+    jsonl = load(write_jsonl(tmp_path / "a.jsonl", records))
+    parquet = load(write_parquet(tmp_path / "a.parquet", records))
+    assert jsonl == parquet
+    assert len(jsonl.rows) == 5
+
+
+def test_files_follow_one_another_and_blank_lines_are_no_rows(tmp_path):
+    second = tmp_path / "b.jsonl"
+    second.write_text('\n{"prompt": "2", "ground_truth": 0}\n\n')
+    loaded = load(write_jsonl(tmp_path / "a.jsonl", [{"prompt": "1", "ground_truth": 0}]), str(second))
+    assert [row.prompt for row in loaded.rows] == ["1", "2"]
+    assert loaded.report.read == 2
+
+
+def test_the_report_counts_every_row_once_and_points_at_the_first(tmp_path):
+    prompts = ["1+2=", "", "123456789", "  ", "4" * 8, "\ud800", None, "5" * 99]
+    file = write_jsonl(tmp_path / "a.jsonl", [{"prompt": p, "ground_truth": 0} for p in prompts])
+    report = load(file).report
+    assert (report.read, report.kept) == (8, 2)
+    assert report.dropped == {
+        "empty prompt": 3,
+        "prompt longer than the limit": 2,
+        "prompt that is not valid Unicode": 1,
+    }
+    assert report.first_dropped == {
+        "empty prompt": f"{file}:2",
+        "prompt longer than the limit": f"{file}:3",
+        "prompt that is not valid Unicode": f"{file}:6",
+    }
+    lengths = report.prompt_tokens
+    assert (lengths.minimum, lengths.mean, lengths.maximum) == (4, 6.0, 8)
+    text = report.describe()
+    assert "8 rows read, 2 kept" in text
+    assert f"dropped 2: prompt longer than the limit (first: {file}:3)" in text
+    assert "min 4, mean 6.0" in text
+
+
+def test_percentiles_are_lengths_that_occur(tmp_path):
+    records = [{"prompt": "1" * (1 + i), "ground_truth": 0} for i in range(101)]
+    lengths = load(write_jsonl(tmp_path / "a.jsonl", records), max_prompt_tokens=101).report.prompt_tokens
+    assert (lengths.median, lengths.percentile_95) == (51, 96)
+
+
+def test_an_overlong_prompt_can_be_an_error(tmp_path):
+    file = write_jsonl(tmp_path / "a.jsonl", [{"prompt": p, "ground_truth": 0} for p in ("1", "1" * 9)])
+    with pytest.raises(UserError, match=re.escape(f"{file}:2: a prompt of 9 tokens, the limit is 8")):
+        load(file, overlong="error")
+
+
+def test_nothing_left_tells_the_counts_per_reason(tmp_path):
+    records = [{"prompt": p, "ground_truth": 0} for p in ("", "1" * 9, "1" * 10)]
+    with pytest.raises(UserError) as caught:
+        load(write_jsonl(tmp_path / "a.jsonl", records))
+    message = str(caught.value)
+    assert "no prompt is left of 3 rows" in message
+    assert "dropped 1: empty prompt" in message
+    assert "dropped 2: prompt longer than the limit" in message
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_an_empty_file_is_an_error(tmp_path, name):
+    if name.endswith("jsonl"):
+        file = write_jsonl(tmp_path / name, [])
+    else:
+        schema = pyarrow.schema([("prompt", pyarrow.string()), ("ground_truth", pyarrow.string())])
+        pyarrow.parquet.write_table(schema.empty_table(), tmp_path / name)
+        file = str(tmp_path / name)
+    with pytest.raises(UserError, match="no prompt is left of 0 rows"):
+        load(file)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (b'{"prompt": "1", ', "not a JSON object"),
+        (b"[1, 2]", "not a JSON object"),
+        (b'{"prompt": "\xff"}', "not a JSON object in UTF-8"),
+        (b"[" * 100_000, "not a JSON object"),
+        (b'{"ground_truth": 1}', "no key 'prompt' among ground_truth"),
+        (b'{"prompt": "1"}', "no ground truth"),
+        (b'{"prompt": "1", "reward_model": {"style": "rule"}}', "no ground truth"),
+        (b'{"prompt": 5, "ground_truth": 1}', "'prompt' is int"),
+        (b'{"prompt": ["1"], "ground_truth": 1}', "a message in 'prompt'"),
+        (b'{"prompt": [{"role": "user"}], "ground_truth": 1}', "a message in 'prompt'"),
+        (b'{"prompt": "1", "ground_truth": 1, "extra_info": "x"}', "'extra_info' is 'x'"),
+        (b'{"prompt": "1", "ground_truth": 1, "data_source": 7}', "'data_source' is 7"),
+        (b'{"prompt": "x", "ground_truth": 1}', "character 'x'"),
+    ],
+)
+def test_a_malformed_line_is_named_by_file_and_line(tmp_path, line, complaint):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"prompt": "1", "ground_truth": 1}\n\n' + line + b"\n")
+    with pytest.raises(UserError) as caught:
+        load(str(file))
+    assert str(caught.value).startswith(f"{file}:3: ")
+    assert complaint in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_malformed_parquet_row_is_named_by_file_and_row(tmp_path):
+    records = [{"prompt": "1", "ground_truth": "1"}, {"prompt": "1", "ground_truth": None}]
+    file = write_parquet(tmp_path / "a.parquet", records)
+    with pytest.raises(UserError, match=re.escape(f"{file}:2: no ground truth")):
+        load(file)
+
+
+def test_a_missing_parquet_column_is_named_with_those_there_are(tmp_path):
+    file = write_parquet(tmp_path / "a.parquet", [{"question": "1", "answer": "1"}])
+    with pytest.raises(UserError, match="no column 'prompt' among question, answer"):
+        load(file)
+
+
+def test_the_prompt_key_can_be_another(tmp_path):
+    file = write_parquet(tmp_path / "a.parquet", [{"question": "1", "ground_truth": "1"}])
+    assert load(file, prompt_key="question").rows[0].prompt == "1"
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    file = tmp_path / "a.parquet"
+    file.write_bytes(b"PAR1 not really")
+    with pytest.raises(UserError, match=re.escape(str(file))):
+        load(str(file))
+
+
+@pytest.mark.parametrize("name", ["absent.jsonl", "absent.parquet", "rows.csv"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
+    with pytest.raises(UserError, match=name):
+        load(str(tmp_path / name))

@@ -33,14 +33,22 @@ def _mix(
     values: Float[Array, "B K S H"],
     visible: Array,
 ) -> Float[Array, "B T N H"]:
-    """softmax(q·kᵀ/√H) v with grouped heads, scores in float32; `visible` broadcasts to [B, T, S]."""
+    """softmax(q·kᵀ/√H) v with grouped heads, in float32 inside; `visible` broadcasts to [B, T, S].
+
+    Heads stand before positions, so that both products are plain batched ones, and the weights are normalised
+    after they have mixed the values: H numbers per query to divide instead of S.
+    """
     b, t, n, h = queries.shape
     k = keys.shape[1]
-    grouped = queries.reshape(b, t, k, n // k, h)
-    scores = jnp.einsum("btkgh,bksh->bkgts", grouped, keys, preferred_element_type=jnp.float32)
-    scores = jnp.where(visible[:, None, None], scores * h**-0.5, _NEVER)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    return jnp.einsum("bkgts,bksh->btkgh", weights, values).reshape(b, t, n, h)
+    grouped = (queries * h**-0.5).reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
+    scores = jnp.einsum("bkgth,bksh->bkgts", grouped, keys, preferred_element_type=jnp.float32)
+    scores = jnp.where(visible[:, None, None], scores, _NEVER)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    mixed = jnp.einsum(
+        "bkgts,bksh->bkgth", weights.astype(values.dtype), values, preferred_element_type=jnp.float32
+    )
+    return (mixed / total).astype(values.dtype).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
 def whole_sequence(platform: str) -> Callable[[Array, Array, Array, Any], tuple[Array, Any]]:

@@ -37,7 +37,8 @@ class MicroBatch:
 def plan_micro_batches(lengths: Sequence[int], tokens_per_device: int, replicas: int) -> list[MicroBatch]:
     """Sort rows by length and fill micro-batches up to `tokens_per_device` padded tokens on each device.
 
-    A micro-batch closes when it is full, or when the next row needs half its length or less.
+    A micro-batch closes when it is full, or when it is half full and the next row needs half its length or
+    less: a smaller one would cost a program of its own and save little.
     Raises ValueError if a single row exceeds the budget of a device.
     """
     order = sorted(range(len(lengths)), key=lambda row: (-int(lengths[row]), row))
@@ -51,13 +52,10 @@ def plan_micro_batches(lengths: Sequence[int], tokens_per_device: int, replicas:
                 f"{tokens_per_device} tokens per device"
             )
         end = start + 1
-        while (
-            end < len(order)
-            and end - start < capacity
-            and (
-                end - start < replicas or 2 * ladder(int(lengths[order[end]]), LENGTH_UNIT) > padded_length
-            )
-        ):
+        while end < len(order) and end - start < capacity:
+            next_length = ladder(int(lengths[order[end]]), LENGTH_UNIT)
+            if 2 * (end - start) >= capacity and 2 * next_length <= padded_length:
+                break
             end += 1
         padded_rows = min(capacity, ladder(end - start, replicas))
         planned.append(MicroBatch(tuple(order[start:end]), padded_rows, padded_length))

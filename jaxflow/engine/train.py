@@ -69,7 +69,7 @@ class Trainer:
             self._accumulate_traced, donate_argnums=(1,), out_shardings=(weights, layout.replicated)
         )
         self._apply = jax.jit(
-            self._apply_traced, donate_argnums=(0, 1), out_shardings=(shardings, layout.replicated)
+            self._apply_traced, donate_argnums=(0,), out_shardings=(shardings, layout.replicated)
         )
 
     def _accumulate_traced(self, params: Params, gradients: Params, batch: TrainingBatch, counts: Counts):

@@ -114,14 +114,16 @@ class InRay:
 @contextlib.contextmanager
 def _local_ray() -> Iterator[None]:
     """Run a Ray of our own on this machine: no dashboard, no usage reports, token authentication on."""
-    os.environ["RAY_AUTH_MODE"] = "token"
+    # Unset, Ray turns token authentication on for a cluster it starts itself and makes the token; set by us
+    # after `import ray` it would find none. A user's opt-out must not reach a cluster that listens everywhere.
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        os.environ.pop("RAY_AUTH_MODE", None)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(
         address="local",
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        configure_logging=False,
         _node_ip_address="127.0.0.1",
     )
     try:

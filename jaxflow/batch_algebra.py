@@ -40,7 +40,7 @@ class UpdatePlan:
     minibatch_sequences: int  # per update, over all devices
     minibatches: int  # per pass over the step's sequences
     updates_per_step: int  # mini-batches × passes
-    total_updates: int  # of the run: where the learning-rate schedule ends; 0: the model is never updated
+    total_updates: int  # of the run: where the learning-rate schedule ends
     microbatch_tokens: int  # padded tokens in one forward/backward pass over all devices, at most
     microbatches_if_longest: int  # per mini-batch, were every sequence the longest
 
@@ -75,8 +75,8 @@ def derive(config: Config, vocabulary_size: int) -> Derived:
         longest_sequence_tokens=longest_sequence_tokens(config),
         generation_rows=rows,
         generation_rounds=math.ceil(rows / config.rollout.sequences_per_device),
-        actor=_update_plan(config, config.actor, actor_steps(config)),
-        critic=_update_plan(config, config.critic, config.run.total_steps),
+        actor=_update_plan(config, config.actor),
+        critic=_update_plan(config, config.critic),
     )
 
 
@@ -133,11 +133,6 @@ def updates_per_step(config: Config, role: ActorConfig | CriticConfig) -> int:
     return sequences_per_step(config) // role.minibatch_sequences * role.update_epochs
 
 
-def actor_steps(config: Config) -> int:
-    """Return the steps in which the actor is updated: those after the critic's warm-up."""
-    return max(0, config.run.total_steps - config.critic.warmup_steps)
-
-
 def longest_sequence_tokens(config: Config) -> int:
     """Return the tokens of the longest prompt with the longest response."""
     return config.data.max_prompt_tokens + config.rollout.max_response_tokens
@@ -154,7 +149,7 @@ def _value_parameter_count(model: DecoderConfig) -> int:
     return dataclasses.replace(model, tied_embeddings=True).parameter_count + model.width
 
 
-def _update_plan(config: Config, role: ActorConfig | CriticConfig, steps: int) -> UpdatePlan:
+def _update_plan(config: Config, role: ActorConfig | CriticConfig) -> UpdatePlan:
     replicas = mesh_sizes(config).training_replicas
     updates = updates_per_step(config, role)
     longest = [longest_sequence_tokens(config)] * role.minibatch_sequences
@@ -162,7 +157,7 @@ def _update_plan(config: Config, role: ActorConfig | CriticConfig, steps: int) -
         minibatch_sequences=role.minibatch_sequences,
         minibatches=sequences_per_step(config) // role.minibatch_sequences,
         updates_per_step=updates,
-        total_updates=updates * steps,
+        total_updates=updates * config.run.total_steps,
         microbatch_tokens=role.microbatch_tokens_per_device * replicas,
         microbatches_if_longest=len(plan_micro_batches(longest, role.microbatch_tokens_per_device, replicas)),
     )

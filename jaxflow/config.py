@@ -109,7 +109,6 @@ class CriticConfig:
     update_epochs: int = 1
     minibatch_sequences: int = 256  # sequences per optimizer update, over all devices
     microbatch_tokens_per_device: int = 16384  # padded tokens in one forward/backward pass of one device
-    warmup_steps: int = 0  # first steps in which the critic alone is updated
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from jaxflow.algorithms.aggregate import AGGREGATIONS
 from jaxflow.algorithms.kl import KL_ESTIMATORS
 from jaxflow.batch_algebra import (
-    actor_steps,
     longest_sequence_tokens,
     mesh_sizes,
     sequences_per_step,
@@ -101,7 +100,6 @@ _RANGES: Mapping[str, _Range] = {
     **dict.fromkeys(
         (f"cluster.mesh.{axis}" for axis in ("data", "fsdp", "tensor", "generation_tensor")), _FROM_ONE
     ),
-    "critic.warmup_steps": _FROM_ZERO,
     "data.prompts_per_step": _FROM_ONE,
     "data.validation_prompts": _FROM_ZERO,
     "data.max_prompt_tokens": _FROM_ONE,
@@ -278,12 +276,9 @@ def _rule_problems(config: Config) -> Iterator[str]:
             "algorithm.kl.reward_coefficient = 0 with algorithm.kl.controller = adaptive: the controller"
             " multiplies, so it would stay 0; start above 0 or set the controller to fixed"
         )
-    for path, role, steps in (
-        ("actor", config.actor, actor_steps(config)),
-        ("critic", config.critic, config.run.total_steps),
-    ):
-        updates, optimizer = updates_per_step(config, role) * steps, role.optimizer
-        if optimizer.schedule != "constant" and 0 < updates <= optimizer.warmup_updates:
+    for path, role in (("actor", config.actor), ("critic", config.critic)):
+        updates, optimizer = updates_per_step(config, role) * config.run.total_steps, role.optimizer
+        if optimizer.schedule != "constant" and updates <= optimizer.warmup_updates:
             yield (
                 f"{path}.optimizer.warmup_updates = {optimizer.warmup_updates} leaves no update for the"
                 f" {optimizer.schedule} schedule: the run has {updates}; lower it, or set"

@@ -45,8 +45,12 @@ from jaxflow.workers.protocol import RoleError
 from jaxflow.workers.resource_pool import ResourcePool
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file whose get_config() is the run.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config>/<time>. The same folder resumes.")
-_PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resolved config and batch algebra, and end.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; default runs/<config>/<time>. The same folder resumes."
+)
+_PRINT_CONFIG = flags.DEFINE_bool(
+    "print_config", False, "Print the resolved config and batch algebra, and end."
+)
 
 
 def _read_flags(arguments: Sequence[str]) -> Config:
@@ -114,7 +118,9 @@ def _resume(job: Job, directory: RunDirectory, console: Console) -> Checkpoint |
         return None
     config = job.config
     if config.checkpoint.resume == "never":
-        raise UserError(f"{directory.workdir} holds a run and checkpoint.resume is never; choose another --workdir")
+        raise UserError(
+            f"{directory.workdir} holds a run and checkpoint.resume is never; choose another --workdir"
+        )
     if saved_config is not None:
         before, now = from_json(saved_config), config
         for key in difference(before, now):
@@ -156,7 +162,9 @@ def main(arguments: Sequence[str]) -> int:
         print(json.dumps(to_json(config), indent=2))
         print(batch_algebra.describe(config, job.derived))
         return 0
-    directory = RunDirectory(_workdir(config_flags.get_config_filename(flags.FLAGS["config"])).absolute(), config.checkpoint.keep)
+    directory = RunDirectory(
+        _workdir(config_flags.get_config_filename(flags.FLAGS["config"])).absolute(), config.checkpoint.keep
+    )
     directory.acquire()
     calls, stop = CallList(), Stop()
     with Console(config.run.total_steps) as console:

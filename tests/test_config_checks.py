@@ -26,7 +26,6 @@ GOOD = {
     "actor.update_epochs": 2,
     "actor.microbatch_tokens_per_device": 640,
     "critic.minibatch_sequences": 96,
-    "critic.warmup_steps": 3,
 }
 
 
@@ -68,7 +67,7 @@ def test_the_batch_algebra_is_the_one_computed_by_hand():
         minibatch_sequences=128,
         minibatches=3,
         updates_per_step=6,
-        total_updates=42,
+        total_updates=60,
         microbatch_tokens=1280,
         microbatches_if_longest=4,
     )
@@ -85,10 +84,6 @@ def test_a_vocabulary_that_is_given_stays():
     assert derive(config(actor__model__vocabulary_size=128), 100).actor_model.vocabulary_size == 128
 
 
-def test_an_actor_is_never_updated_where_the_critic_warms_up_to_the_end():
-    assert derive(config(critic__warmup_steps=12), 100).actor.total_updates == 0
-
-
 def test_the_description_holds_the_whole_chain():
     text = describe(config(), derive(config(), 100))
     for part in (
@@ -97,7 +92,7 @@ def test_the_description_holds_the_whole_chain():
         "at most 640 padded tokens per device: 4 per mini-batch",
         "training    data 2 × fsdp 1 × tensor 4 → rows over 2 replicas",
         "generation  data 2 × fsdp 1 × micro 2 × tensor 2 → rows over 4 replicas",
-        "10 steps → 42 actor updates, 40 critic updates",
+        "10 steps → 60 actor updates, 40 critic updates",
     ):
         assert part in text
     # 4 layers of (3·128·512 + 2·128·32·8 + 2·128) + 128, two tables of 128 (padded) × 128.
@@ -150,7 +145,7 @@ def test_the_description_holds_the_whole_chain():
         ({"rollout__dtype": "bf16"}, "it is one of: float32, bfloat16"),
         ({"data__task": "additions"}, "did you mean 'addition'?"),
         ({"algorithm__kl__controller": "adaptive", "algorithm__kl__reward_coefficient": 0.0}, "would stay 0"),
-        ({"actor__optimizer__schedule": "cosine", "actor__optimizer__warmup_updates": 42}, "the run has 42"),
+        ({"actor__optimizer__schedule": "cosine", "actor__optimizer__warmup_updates": 60}, "the run has 60"),
         ({"actor__weights": "/nowhere"}, "actor.weights: no such directory: /nowhere"),
         ({"reward__function": "rewards.py"}, "expected path.py:function"),
         ({"reward__function": "/nowhere.py:score"}, "reward.function: no such file: /nowhere.py"),
@@ -256,7 +251,7 @@ def test_sizes_of_zero_are_reported_without_dividing_by_them():
     zeros = {
         key.replace(".", "__"): 0
         for key in GOOD
-        if key not in ("critic.warmup_steps", "run.total_steps", "cluster.devices")
+        if key not in ("run.total_steps", "cluster.devices")
     }
     found = problems(config(**zeros, actor__model__kv_heads=0))
     assert sum("must be at least 1" in problem for problem in found) == len(zeros) + 1

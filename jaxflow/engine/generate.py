@@ -54,9 +54,7 @@ class Generator:
         self._model, self._layout = model, layout
         self._dtype = dtype
         self._rows_at_once = sequences_per_device * layout.replicas
-        self._program = jax.jit(
-            self._traced, static_argnames=("sampling",), out_shardings=layout.replicated
-        )
+        self._program = jax.jit(self._traced, static_argnames=("sampling",), out_shardings=layout.replicated)
 
     def _record(self, state: _Decoding, logits: Array, keys: Array, sampling: Sampling) -> _Decoding:
         """Draw the next token of each row and write it and its log-probs behind the last one."""
@@ -87,9 +85,7 @@ class Generator:
 
         attend = attention.filling_cache(layout.mesh.devices.flat[0].platform)
         columns = jnp.broadcast_to(jnp.arange(width), prompts.shape)
-        hidden, cache = module.backbone.with_carry(
-            prompts, columns, attend, cache, weights, layout.constrain
-        )
+        hidden, cache = module.backbone.with_carry(prompts, columns, attend, cache, weights, layout.constrain)
         last_of_prompt = jnp.maximum(lengths - 1, 0)
         hidden = jnp.take_along_axis(hidden, last_of_prompt[:, None, None], axis=1)[:, 0]
         zeros = jnp.zeros((rows, total), jnp.float32)
@@ -144,7 +140,9 @@ class Generator:
         done = [jax.tree.map(np.asarray, generated) for generated in pending]
         return _assemble(prompts, chunks, done)
 
-    def _dispatch(self, params, prompts: Prompts, rows, sampling: Sampling, seed: int, step: int, purpose: int):
+    def _dispatch(
+        self, params, prompts: Prompts, rows, sampling: Sampling, seed: int, step: int, purpose: int
+    ):
         padded_rows = min(self._rows_at_once, ladder(len(rows), self._layout.replicas))
         width = ladder(int(prompts.lengths[rows].max()), LENGTH_UNIT)
         tokens = np.full((padded_rows, width), sampling.pad_id, np.int32)

@@ -24,9 +24,13 @@ def make_mesh(
     Raises ValueError if the sizes do not multiply to the number of devices or t_g does not divide t.
     """
     if tensor % generation_tensor != 0:
-        raise ValueError(f"generation tensor size {generation_tensor} does not divide the training size {tensor}")
+        raise ValueError(
+            f"generation tensor size {generation_tensor} does not divide the training size {tensor}"
+        )
     shape = (data, fsdp, generation_tensor, tensor // generation_tensor)
     if int(np.prod(shape)) != len(devices):
-        raise ValueError(f"mesh {dict(zip(AXES, shape, strict=True))} needs {np.prod(shape)} devices, got {len(devices)}")
+        raise ValueError(
+            f"mesh {dict(zip(AXES, shape, strict=True))} needs {np.prod(shape)} devices, got {len(devices)}"
+        )
     grid = np.asarray(devices, dtype=object).reshape(shape)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -88,4 +88,8 @@ def sample(
 
     tempered_log_prob = log_prob(tempered)
     untruncated = sampling.top_k == 0 and sampling.top_p >= 1
-    return tokens.astype(jnp.int32), tempered_log_prob, tempered_log_prob if untruncated else log_prob(truncated)
+    return (
+        tokens.astype(jnp.int32),
+        tempered_log_prob,
+        tempered_log_prob if untruncated else log_prob(truncated),
+    )

@@ -63,7 +63,8 @@ class Trainer:
         weights = layout.weights(model.names)
         shardings = state_shardings(model, layout, self._transformation)
         self._zeros = jax.jit(
-            lambda: jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), model.shapes), out_shardings=weights
+            lambda: jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), model.shapes),
+            out_shardings=weights,
         )
         self._accumulate = jax.jit(
             self._accumulate_traced, donate_argnums=(1,), out_shardings=(weights, layout.replicated)
@@ -109,7 +110,9 @@ class Trainer:
         counts = count_on_host(np.asarray(batch.response_mask))
         gradients, parts = self._zeros(), []
         for micro in plan_micro_batches(batch.lengths, self._tokens_per_device, self._layout.replicas):
-            gradients, part = self._accumulate(state.params, gradients, self._place(take(batch, micro)), counts)
+            gradients, part = self._accumulate(
+                state.params, gradients, self._place(take(batch, micro)), counts
+            )
             parts.append(part)
         state, report = self._apply(state, gradients)
         report = dict(report)
@@ -131,7 +134,9 @@ class Trainer:
         """
         reports = []
         for rows in _minibatches(len(batch.lengths), minibatch_sequences, epochs, seed, int(state.updates)):
-            state, report = self.update(state, jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], batch))
+            state, report = self.update(
+                state, jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], batch)
+            )
             reports.append(report)
         host = [{name: float(value) for name, value in report.items()} for report in reports]
         skipped = sum(report.pop("skipped") > 0 for report in host)

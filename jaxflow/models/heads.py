@@ -9,7 +9,9 @@ from jaxtyping import Array, Float
 
 from jaxflow.models.decoder_config import DecoderConfig
 
-PADDING_LOGIT = -1e30  # of vocabulary rows that exist only to make the table divisible; finite keeps 0 · logit finite
+PADDING_LOGIT = (
+    -1e30
+)  # of vocabulary rows that exist only to make the table divisible; finite keeps 0 · logit finite
 
 
 class TokenHead(nnx.Module):

@@ -52,7 +52,9 @@ def rotate(
 
 
 def _weight(rngs: nnx.Rngs, shape: Sequence[int], names: Sequence[str | None], scale: float) -> nnx.Param:
-    return nnx.Param(scale * jax.random.normal(rngs.params(), tuple(shape), jnp.float32), out_sharding=tuple(names))
+    return nnx.Param(
+        scale * jax.random.normal(rngs.params(), tuple(shape), jnp.float32), out_sharding=tuple(names)
+    )
 
 
 def project(x: Float[Array, "*B D"], weight: Float[Array, "D *F"]) -> Float[Array, "*B *F"]:

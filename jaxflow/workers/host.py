@@ -18,9 +18,10 @@ from jaxflow.batch_algebra import Derived
 from jaxflow.config import Config
 from jaxflow.engine.mesh import make_mesh
 from jaxflow.types import UserError
+from jaxflow.workers.model_free_roles import Estimator, Reward
 from jaxflow.workers.protocol import CallRecord, RoleError, RoleRefusal, exposed_methods, now
 from jaxflow.workers.resource_pool import ResourcePool
-from jaxflow.workers.roles import Actor, Critic, Estimator, Reference, Reward, Student
+from jaxflow.workers.roles import Actor, Critic, Reference, Student
 
 ROLES = {
     "actor": Actor,
@@ -52,7 +53,9 @@ def _claim_devices(pool: ResourcePool) -> list[jax.Device]:
     except RuntimeError as error:
         raise UserError(f"pool {pool.name}: no {pool.platform} devices here ({error})") from error
     if len(devices) < pool.devices:
-        raise UserError(f"pool {pool.name} needs {pool.devices} {pool.platform} devices, found {len(devices)}")
+        raise UserError(
+            f"pool {pool.name} needs {pool.devices} {pool.platform} devices, found {len(devices)}"
+        )
     return devices[: pool.devices]
 
 

@@ -79,9 +79,7 @@ class TrainedModel:
         fresh = dict(new_weights(self._model, self._layout, self._seed, self._stream))
         self._begin(fresh | restore_weights(directory, self._model, self._layout, ("backbone",)))
 
-    def update(
-        self, batch: TrainingBatch, minibatch_sequences: int, epochs: int
-    ) -> dict[str, float]:
+    def update(self, batch: TrainingBatch, minibatch_sequences: int, epochs: int) -> dict[str, float]:
         """Run a step's updates and return their mean metrics.
 
         Raises UserError when more than `max_skipped_updates` updates in a row were not finite; the weights

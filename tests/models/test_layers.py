@@ -1,0 +1,52 @@
+"""The parts of a block, each against its formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxflow.models.layers import RMSNorm, project, rotary_angles, rotate
+
+WIDTH, THETA = 8, 10000.0
+
+
+def rotated(vector, position):
+    angles = rotary_angles(jnp.asarray([[position]]), WIDTH, THETA)
+    return np.asarray(rotate(jnp.asarray(vector, jnp.float32).reshape(1, 1, 1, WIDTH), angles)).ravel()
+
+
+def test_rotation_at_position_zero_is_the_identity():
+    np.testing.assert_array_equal(rotated(np.arange(WIDTH), 0), np.arange(WIDTH))
+
+
+def test_rotation_turns_pairs_half_a_head_apart_by_position_times_frequency():
+    first = rotated(np.eye(WIDTH)[1], 5)
+    angle = 5 * THETA ** (-2 / WIDTH)
+    expected = np.cos(angle) * np.eye(WIDTH)[1] + np.sin(angle) * np.eye(WIDTH)[5]
+    np.testing.assert_allclose(first, expected, atol=1e-6)
+
+
+def test_products_of_rotated_vectors_depend_on_their_distance_alone():
+    query, key = np.random.default_rng(0).normal(size=(2, WIDTH))
+    near, far = (rotated(query, at + 3) @ rotated(key, at) for at in (2, 900))
+    np.testing.assert_allclose(near, far, rtol=1e-3)
+    assert abs(near - rotated(query, 2) @ rotated(key, 2)) > 1e-2
+
+
+def test_rmsnorm_takes_its_mean_in_float32():
+    x = 300.0 * np.random.default_rng(0).normal(size=(2, 64))
+    expected = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-5)
+    half = RMSNorm(64, 1e-5)(jnp.asarray(x, jnp.float16))  # x² would overflow float16
+    np.testing.assert_allclose(np.asarray(half, np.float64), expected, rtol=5e-3, atol=5e-3)
+
+
+def test_rmsnorm_of_zeros_is_zero_with_a_finite_gradient():
+    norm = RMSNorm(4, 1e-5)
+    assert (np.asarray(norm(jnp.zeros((1, 4)))) == 0).all()
+    assert np.isfinite(jax.grad(lambda x: jnp.sum(norm(x)))(jnp.zeros((1, 4)))).all()
+
+
+def test_projection_contracts_the_width_and_keeps_every_other_dimension():
+    generator = np.random.default_rng(0)
+    x, weight = generator.normal(size=(2, 3, 4)), generator.normal(size=(4, 5, 6))
+    expected = np.einsum("btd,dnh->btnh", x, weight)
+    np.testing.assert_allclose(project(jnp.asarray(x), jnp.asarray(weight)), expected, rtol=1e-5, atol=1e-5)

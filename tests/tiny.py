@@ -1,0 +1,121 @@
+"""A decoder small enough to compile in a second, the meshes it is cut over, and batches to feed it."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from jaxflow.engine.mesh import make_mesh
+from jaxflow.engine.optimizer import Optimizer
+from jaxflow.engine.sharding import training_layout
+from jaxflow.engine.state import new_weights
+from jaxflow.models.decoder_config import DecoderConfig
+from jaxflow.models.transformer import LanguageModel, ScalarModel, describe
+from jaxflow.types import Experience, PromptRow, Prompts
+
+CONFIG = DecoderConfig(
+    vocabulary_size=50, width=32, layers=2, heads=8, kv_heads=4, head_width=4, mlp_width=64, remat=True
+)
+LANGUAGE_MODEL = describe(CONFIG, LanguageModel)
+SCALAR_MODEL = describe(CONFIG, ScalarModel)
+
+# name -> (data, fsdp, training tensor size, generation tensor size)
+MESHES = {
+    "data8": (8, 1, 1, 1),
+    "fsdp8": (1, 8, 1, 1),
+    "data2_fsdp2_tensor2": (2, 2, 2, 2),
+    "data2_tensor4_to_2": (2, 1, 4, 2),
+    "fsdp2_tensor4_to_1": (1, 2, 4, 1),
+}
+
+
+def mesh_of(sizes):
+    return make_mesh(*sizes, devices=jax.devices()[: sizes[0] * sizes[1] * sizes[2]])
+
+
+ONE_DEVICE = mesh_of((1, 1, 1, 1))
+
+
+def weights(model, layout, seed=0, spread=3.0):
+    """Random weights; a wider spread than training starts from, so that distributions are far from flat.
+
+    A fresh scalar head is zero and would hide everything: it gets random numbers as well.
+    """
+    drawn = jax.device_get(new_weights(model, training_layout(ONE_DEVICE), seed, 0))
+    drawn["head"] = jax.tree.map(lambda w: w * spread, drawn["head"])
+    if model.kind is ScalarModel:
+        drawn["head"] = {"weight": np.random.default_rng(seed).normal(size=CONFIG.width).astype(np.float32)}
+    return jax.device_put(drawn, layout.weights(model.names))
+
+
+def experience(rows=13, length=32, seed=0):
+    """A step's data with rows of many lengths: prompt of 1 to 6 tokens, response of 1 token or more."""
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(8, length + 1, rows).astype(np.int32)
+    prompt_lengths = generator.integers(1, 7, rows)
+    column = np.arange(length)
+    real = column < lengths[:, None]
+    mask = real & (column >= prompt_lengths[:, None])
+    numbers = {
+        name: generator.normal(size=(rows, length)).astype(np.float32) * mask
+        for name in ("values", "advantages", "returns")
+    }
+    log_probs = {
+        name: -np.abs(generator.normal(3.5, 0.5, size=(rows, length))).astype(np.float32) * mask
+        for name in ("actor_log_probs", "reference_log_probs")
+    }
+    tokens = generator.integers(0, CONFIG.vocabulary_size, (rows, length)).astype(np.int32) * real
+    return Experience(tokens=tokens, lengths=lengths, response_mask=mask, **numbers, **log_probs)
+
+
+def prompts(rows=13, longest=12, seed=0):
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(1, longest + 1, rows).astype(np.int32)
+    tokens = generator.integers(0, CONFIG.vocabulary_size, (rows, longest)).astype(np.int32)
+    tokens *= np.arange(longest) < lengths[:, None]
+    ids = np.arange(rows, dtype=np.int32)
+    row = PromptRow(prompt="", tokens=(), ground_truth="", data_source="tiny", extra_info={})
+    return Prompts(tokens, lengths, ids, ids, step=0, rows=(row,) * rows)
+
+
+def rows_of(batch, rows):
+    """The same rows in another order (or fewer of them)."""
+    return jax.tree.map(lambda leaf: leaf[rows], batch)
+
+
+def prompt_rows(given, rows):
+    return dataclasses.replace(
+        given,
+        tokens=given.tokens[rows],
+        lengths=given.lengths[rows],
+        sequence_ids=given.sequence_ids[rows],
+        groups=given.groups[rows],
+        rows=tuple(given.rows[row] for row in rows),
+    )
+
+
+def optimizer(**changes):
+    # Epsilon is large: a first Adam step is g / (|g| + ε), which at small ε is the sign of rounding noise
+    # wherever the gradient is nothing but noise.
+    return dataclasses.replace(
+        Optimizer(
+            learning_rate=1e-2,
+            schedule="constant",
+            final_fraction=0.0,
+            warmup_updates=0,
+            total_updates=10,
+            beta1=0.9,
+            beta2=0.999,
+            epsilon=1e-3,
+            weight_decay=0.01,
+            clip_norm=0.0,
+        ),
+        **changes,
+    )
+
+
+def assert_same_bits(actual, expected):
+    for (path, left), right in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+        left, right = np.asarray(left), np.asarray(right)
+        assert left.dtype == right.dtype and left.shape == right.shape, path
+        assert left.tobytes() == right.tobytes(), path

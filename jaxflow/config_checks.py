@@ -22,12 +22,12 @@ from jaxflow.batch_algebra import (
 )
 from jaxflow.config import Config, flatten, refuse
 from jaxflow.data.tasks import TASKS
+from jaxflow.dataflow import DATAFLOWS
 from jaxflow.engine.batching import LENGTH_UNIT, ladder
+from jaxflow.engine.optimizer import SCHEDULES
 from jaxflow.models.decoder_config import DecoderConfig
 
-ALGORITHMS = ("ppo",)
 _DTYPES = ("float32", "bfloat16")
-_SCHEDULES = ("constant", "cosine", "linear")
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "checkpoint.resume": ("auto", "never"),
@@ -35,11 +35,11 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "cluster.platform": ("cpu", "gpu"),
     "data.overlong_prompts": ("drop", "error"),
     "actor.model.compute_dtype": _DTYPES,
-    "actor.optimizer.schedule": _SCHEDULES,
+    "actor.optimizer.schedule": SCHEDULES,
     "critic.model.compute_dtype": _DTYPES,
-    "critic.optimizer.schedule": _SCHEDULES,
+    "critic.optimizer.schedule": SCHEDULES,
     "rollout.dtype": _DTYPES,
-    "algorithm.name": ALGORITHMS,
+    "algorithm.name": tuple(DATAFLOWS),
     "algorithm.loss_aggregation": tuple(AGGREGATIONS),
     "algorithm.kl.reward_estimator": tuple(KL_ESTIMATORS),
     "algorithm.kl.loss_estimator": tuple(KL_ESTIMATORS),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from jaxflow.batch_algebra import Derived
@@ -15,7 +15,7 @@ from jaxflow.config import Config
 from jaxflow.data.batches import DemonstrationBatches, PromptBatches, fixed_batch
 from jaxflow.data.source import Source
 from jaxflow.data.tokenizer import Tokenizer
-from jaxflow.dataflow.ppo import ppo
+from jaxflow.dataflow import DATAFLOWS
 from jaxflow.dataflow.roles import Roles
 from jaxflow.dataflow.sft import sft
 from jaxflow.engine.batching import LENGTH_UNIT
@@ -25,12 +25,11 @@ from jaxflow.tracking.console import Console
 from jaxflow.tracking.metrics import MetricsWriter, read_metrics, timing_metrics, validation_metrics
 from jaxflow.tracking.report import summary
 from jaxflow.tracking.samples import SamplesWriter, pick_samples
-from jaxflow.types import Future, Metrics, Prompts, UserError
+from jaxflow.types import Future, UserError
 from jaxflow.workers.future import CallList
 from jaxflow.workers.group import Transport, WorkerGroup
 from jaxflow.workers.protocol import RoleError
 
-DATAFLOWS: Mapping[str, Callable[[Roles, Prompts], list[Future[Metrics]]]] = {"ppo": ppo}
 # Roles whose state decides the next step: what a checkpoint holds.
 _SAVED = ("actor", "critic", "estimator")
 

@@ -23,6 +23,7 @@ ALLOWED = {
     "rewards": {"types"},
     "tracking": {"types"},
     "run_directory": {"types"},
+    "stop": set(),
     "config": {"types", "models.decoder_config"},
     "batch_algebra": {"types", "config", "engine.batching", "models.decoder_config"},
     "config_checks": {
@@ -31,7 +32,9 @@ ALLOWED = {
         "batch_algebra",
         "algorithms",
         "data.tasks",
+        "dataflow",
         "engine.batching",
+        "engine.optimizer",
         "models.decoder_config",
     },
     "mapping": {"types", "config", "batch_algebra", "models", "engine"},

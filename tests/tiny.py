@@ -36,15 +36,18 @@ def mesh_of(sizes):
 ONE_DEVICE = mesh_of((1, 1, 1, 1))
 
 
-def weights(model, layout, seed=0, spread=3.0):
-    """Random weights; a wider spread than training starts from, so that distributions are far from flat.
+def weights(model, layout, seed=0):
+    """Random weights, of a wider spread than training starts from: distributions are far from flat.
 
     A fresh scalar head is zero and would hide everything: it gets random numbers as well.
     """
     drawn = jax.device_get(new_weights(model, training_layout(ONE_DEVICE), seed, 0))
-    drawn["head"] = jax.tree.map(lambda w: w * spread, drawn["head"])
     if model.kind is ScalarModel:
         drawn["head"] = {"weight": np.random.default_rng(seed).normal(size=CONFIG.width).astype(np.float32)}
+    elif model.config.tied_embeddings:
+        drawn["backbone"]["embedding"] *= 20
+    else:
+        drawn["head"] = {"matrix": 3 * drawn["head"]["matrix"]}
     return jax.device_put(drawn, layout.weights(model.names))
 
 

@@ -91,21 +91,20 @@ def test_parameter_count_equals_the_weights_that_exist(tied):
 
 
 def test_a_tied_head_has_no_weights_of_its_own():
-    assert jax.tree.leaves(variant(tied_embeddings=True).shapes["head"]) == []
-    assert len(jax.tree.leaves(variant(tied_embeddings=False).shapes["head"])) == 1
+    assert list(variant(tied_embeddings=True).shapes) == ["backbone"]
+    assert sorted(variant(tied_embeddings=False).shapes) == ["backbone", "head"]
 
 
 def test_a_tied_embedding_learns_from_both_its_uses(tied_params):
     model = variant(tied_embeddings=True)
+    asked = np.setdiff1d(np.arange(tiny.CONFIG.vocabulary_size), TOKENS)[0]
 
     def loss(params):
-        return jnp.sum(logits_of(model, params, TOKENS)[..., :3])
+        return jnp.sum(logits_of(model, params, TOKENS)[..., asked])
 
-    gradient = jax.grad(loss)(tied_params)["backbone"]["embedding"]
-    unread = np.setdiff1d(np.arange(3), TOKENS)
-    read = np.setdiff1d(TOKENS, np.arange(3))
-    assert np.abs(gradient[read]).min(axis=0).max() > 0, "through the look-up"
-    assert np.abs(gradient[:3]).max() > 0 and (unread.size == 0 or np.abs(gradient[unread]).max() > 0)
+    gradient = np.abs(jax.grad(loss)(tied_params)["backbone"]["embedding"]).max(axis=1)
+    reached = np.flatnonzero(gradient)
+    np.testing.assert_array_equal(reached, np.union1d(TOKENS, [asked]))
 
 
 def test_bfloat16_compute_stays_close_to_float32(params):
@@ -154,5 +153,5 @@ def test_fresh_weights_are_float32_and_differ_from_layer_to_layer():
     fresh = jax.jit(tiny.LANGUAGE_MODEL.create)(jax.random.key(0))
     assert {w.dtype for w in jax.tree.leaves(fresh)} == {np.dtype(np.float32)}
     gate = np.asarray(fresh["backbone"]["layers"]["mlp"]["gate"])
-    assert gate.shape[0] == 2 and np.abs(gate[0] - gate[1]).min(axis=None) >= 0
-    assert np.corrcoef(gate[0].ravel(), gate[1].ravel())[0, 1] < 0.2
+    assert gate.shape[0] == 2
+    assert abs(np.corrcoef(gate[0].ravel(), gate[1].ravel())[0, 1]) < 0.2

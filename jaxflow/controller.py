@@ -5,7 +5,9 @@ Knows no algorithm (a dataflow function is one step), no model and no Ray. Uses 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +34,7 @@ from jaxflow.workers.protocol import RoleError
 
 # Roles whose state decides the next step: what a checkpoint holds.
 _SAVED = ("actor", "critic", "estimator")
+_WARM_START = "warm_start.json"  # beside the initial weights: what the first row of metrics says of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,9 @@ class Controller:
         calls: CallList,
         console: Console,
         stop: Stop,
+        process_started: float,
     ):
+        """Open the run's files; `process_started` is when this process began, on `time.monotonic`'s clock."""
         config = job.config
         self._config, self._job, self._directory = config, job, directory
         self._transport, self._calls, self._console, self._stop = transport, calls, console, stop
@@ -71,6 +76,7 @@ class Controller:
         )
         self._dataflow = DATAFLOWS[config.algorithm.name]
         self._groups: dict[str, WorkerGroup] = {}
+        self._process_started = process_started
         self._saved_at = time.monotonic()
         self._saved_steps: list[int] = []
         self._unlogged: dict[str, float] = {}  # figures that the next row of metrics takes along
@@ -81,16 +87,15 @@ class Controller:
         0: done. 128 + signal number: asked to stop; what there was to save is saved.
         """
         started = time.time()
-        done = self._begin(checkpoint)
-        if done is None:
-            self._console.note("stopped in the warm start; the same --workdir begins it again")
-            return self._stop.exit_code
-        done = self._train(done)
-        self._save(done)
-        self._metrics.close()
-        rows = read_metrics(self._directory.metrics)
-        lines = summary(rows, started, time.time(), self._directory.workdir, self._saved_steps)
-        self._console.done(lines)
+        with contextlib.closing(self._metrics):
+            done = self._begin(checkpoint)
+            if done is None:
+                self._console.note("stopped in the warm start; the same --workdir begins it again")
+                return self._stop.exit_code
+            done = self._train(done)
+            self._save(done)
+        rows, kept = read_metrics(self._directory.metrics), self._saved_steps[-self._config.checkpoint.keep :]
+        self._console.done(summary(rows, started, time.time(), self._directory.workdir, kept))
         if self._stop.wished:
             total = self._config.run.total_steps
             self._console.note(f"stopped after step {done} of {total}; the same --workdir continues")
@@ -102,14 +107,17 @@ class Controller:
         if done == 0 and run.evaluate_before:
             self._log(0, self._evaluate(0))
         self._console.begin(done)
+        first = done
         while done < run.total_steps and not self._stop.wished:
             metrics, seconds = self._step(done)
             done += 1
             self._console.step(done, metrics, seconds)
+            if done == first + 1:
+                self._note_first("reinforcement-learning")
             every = run.evaluate_every_steps
             last = done == run.total_steps
             if (every > 0 and done % every == 0) or (last and run.evaluate_after):
-                metrics = metrics | self._evaluate(done)
+                metrics = metrics | self._evaluate_or_rescue(done, metrics)
             # Logged before saved: a kill in between repeats the step, and resuming drops its first row.
             self._log(done, metrics)
             if self._save_due(done):
@@ -124,8 +132,12 @@ class Controller:
         for role in ("actor", "critic", "reference", "reward", "estimator"):
             self._groups[role] = WorkerGroup(role, self._transport)
         done = 0 if checkpoint is None else checkpoint.step
-        self._metrics.truncate_after(done if checkpoint is not None else -1)
-        self._samples.truncate_after(done if checkpoint is not None else -1)
+        # Before the first step nothing is done: what was written of it is written again.
+        kept = done if done > 0 else -1
+        self._metrics.truncate_after(kept)
+        self._samples.truncate_after(kept)
+        if done == 0:
+            self._unlogged |= self._warm_start_metrics()
         loads = [self._groups["reference"].load(str(weights))]
         if checkpoint is None:
             loads += [self._groups["actor"].load(str(weights)), self._load_critic(weights)]
@@ -155,20 +167,28 @@ class Controller:
         if self._directory.initial() is None:
             student = WorkerGroup("student", self._transport)
             student.create().result()
-            if not self._warm_start(student):
+            metrics = self._warm_start(student)
+            if metrics is None:
                 return None
-            student.save_weights(str(self._directory.stage_initial() / "actor")).result()
+            staged = self._directory.stage_initial()
+            student.save_weights(str(staged / "actor")).result()
+            (staged / _WARM_START).write_text(json.dumps(metrics))
             self._calls.collect()
             self._directory.commit_initial()
             student.release()
         folder = self._directory.initial()
         return None if folder is None else folder / "actor"
 
-    def _warm_start(self, student: WorkerGroup) -> bool:
-        """Imitate the task's own solutions; return False if a signal cut it short."""
+    def _warm_start_metrics(self) -> dict[str, float]:
+        """Return what the warm start, in this process or an earlier one, left for the first row."""
+        folder = self._directory.initial()
+        return {} if folder is None else json.loads((folder / _WARM_START).read_text())
+
+    def _warm_start(self, student: WorkerGroup) -> dict[str, float] | None:
+        """Imitate the task's own solutions; return its figures, None if a signal cut it short."""
         settings, source = self._config.warm_start, self._job.source
         if settings.steps == 0 or source.solution is None:
-            return True
+            return {}
         demonstrations = DemonstrationBatches(
             source.train,
             source.solution,
@@ -182,16 +202,19 @@ class Controller:
                 losses.append(future.result()["sft/loss"])
             self._calls.collect()
             if step == 0:
-                self._console.note("first training step done")
+                self._note_first("supervised")
             if self._stop.wished:
-                return False
+                return None
         seconds = time.monotonic() - started
-        self._unlogged |= {"sft/loss": losses[-1], "timing_s/warm_start": seconds}
         self._console.note(
             f"warm start: {settings.steps} supervised steps in {seconds:.0f} s, "
             f"loss {losses[0]:.3f} → {losses[-1]:.3f}"
         )
-        return True
+        return {"sft/loss": losses[-1], "timing_s/warm_start": seconds}
+
+    def _note_first(self, kind: str) -> None:
+        seconds = time.monotonic() - self._process_started
+        self._console.note(f"first {kind} step done {seconds:.1f} s after the start of this process")
 
     def _step(self, done: int) -> tuple[dict[str, float], float]:
         """Run one step of the dataflow; return its metrics and its seconds."""
@@ -219,9 +242,22 @@ class Controller:
         return Roles(**self._groups)
 
     def _rescue(self, done: int, error: RoleError) -> None:
-        """Save the state before a failed step, if the step had not begun to change it."""
-        if done > 0 and error.method != "update" and not self._calls.any_succeeded("update"):
-            self._try_to_save(done)
+        """Save the state before a failed step, if it had not begun to change it and there still is one."""
+        unchanged = error.method != "update" and not self._calls.any_succeeded("update")
+        self._calls.forget()
+        if done > 0 and unchanged:
+            with contextlib.suppress(
+                RoleError
+            ):  # the process is gone: what was saved before is what there is
+                self._try_to_save(done)
+
+    def _evaluate_or_rescue(self, done: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        try:
+            return self._evaluate(done)
+        except RoleError as error:
+            self._log(done, metrics)
+            self._rescue(done, error)
+            raise
 
     def _evaluate(self, step: int) -> dict[str, float]:
         """Answer the validation prompts; write, show and summarise the answers."""

@@ -3,12 +3,13 @@
     python -m jaxflow.main --config=configs/ppo_tiny.py [--config.actor.optimizer.learning_rate=1e-4 …]
                            [--workdir=DIR] [--print_config]
 
-Exit codes: 0 done; 2 refused, with the reason; 1 failed, with a trace in the workdir; 128 + signal number
-stopped by SIGTERM or SIGINT with its state saved.
+Exit codes: 0 done; 2 refused, with the reason; 1 failed, with a trace in the workdir's error.log;
+128 + signal number stopped by SIGTERM or SIGINT with its state saved.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import json
 import logging
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from jaxflow import batch_algebra
 from jaxflow.config import (
@@ -35,8 +36,9 @@ from jaxflow.config import (
 from jaxflow.config_checks import check
 from jaxflow.controller import Controller, Job
 from jaxflow.data.source import load_source, load_tokenizer
+from jaxflow.rewards.function import load_reward_function
 from jaxflow.run_directory import Checkpoint, RunDirectory
-from jaxflow.stop import Stop
+from jaxflow.stop import Stop, Stopped
 from jaxflow.tracking.console import Console
 from jaxflow.types import UserError
 from jaxflow.workers.future import CallList
@@ -44,27 +46,57 @@ from jaxflow.workers.launch import launched
 from jaxflow.workers.protocol import RoleError
 from jaxflow.workers.resource_pool import ResourcePool
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Python file whose get_config() is the run.")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; default runs/<config>/<time>. The same folder resumes."
-)
-_PRINT_CONFIG = flags.DEFINE_bool(
-    "print_config", False, "Print the resolved config and batch algebra, and end."
-)
+# Keys of a model that may change under saved weights: how they are computed with, and what the tokenizer decides.
+_NOT_OF_WEIGHTS = ("compute_dtype", "remat", "vocabulary_size")
 
 
-def _read_flags(arguments: Sequence[str]) -> Config:
-    """Turn the command line into a checked tree; every mistake in it is a UserError."""
+@dataclasses.dataclass(frozen=True)
+class _CommandLine:
+    config: Config
+    config_file: Path
+    workdir: Path | None
+    print_config: bool
+
+
+def _read_command_line(arguments: Sequence[str]) -> _CommandLine:
+    """Turn the arguments into a config of the schema; every mistake in them is a UserError."""
     check_overrides(arguments[1:])
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "Python file whose get_config() is the run.", flag_values=values
+    )
+    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    flags.DEFINE_bool("print_config", False, "Print the config, and end.", flag_values=values)
     try:
-        rest = flags.FLAGS(list(arguments))
+        rest = values(list(arguments))
     except (flags.Error, OSError) as error:
         raise UserError(f"the command line: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # the config file is a program: it can fail in any way
+        raise UserError(f"{_place(error)}: reading the config failed: {_described(error)}") from error
     if len(rest) > 1:
         raise UserError(f"the command line: nothing is known of {' '.join(rest[1:])}; flags begin with --")
-    if _CONFIG.value is None:
+    if values.config is None:
         raise UserError("the command line: --config=FILE.py is missing, e.g. --config=configs/ppo_tiny.py")
-    return from_config_dict(_CONFIG.value)
+    path = Path(config_flags.get_config_filename(values["config"]))
+    if not isinstance(values.config, ConfigDict):  # a missing file leaves a placeholder here
+        if not path.is_file():
+            raise UserError(f"the command line: --config={path}: no such file")
+        raise UserError(f"{path}: get_config() must return an ml_collections ConfigDict")
+    workdir = None if values.workdir is None else Path(values.workdir)
+    return _CommandLine(from_config_dict(values.config), path, workdir, values.print_config)
+
+
+def _place(error: Exception) -> str:
+    """Return file:line of the user's code that failed: the innermost outside installed packages."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename and frame.filename != __file__]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else "the config file"
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"
 
 
 def _visible_gpus() -> int:
@@ -81,6 +113,8 @@ def prepare(config: Config) -> Job:
     check(config, None, devices)
     tokenizer = load_tokenizer(config.data.task, config.data.tokenizer)
     check(config, tokenizer.vocabulary_size, devices)
+    if config.reward.function:
+        load_reward_function(config.reward.function)  # again in the worker, but there it would come late
     source = load_source(
         config.data.task,
         config.data.train_files,
@@ -126,10 +160,12 @@ def _resume(job: Job, directory: RunDirectory, console: Console) -> Checkpoint |
         for key in difference(before, now):
             console.warn(f"changed since: {key}: {flatten(before).get(key)} → {flatten(now).get(key)}")
     if checkpoint is None:
+        _refuse_other_model(directory.workdir, saved_config, config)
         console.note(f"{directory.workdir} holds a run without a checkpoint: it begins again")
         return None
     for problem in checkpoint.problems:
         console.warn(problem)
+    _refuse_other_model(directory.workdir, saved_config, config)
     if checkpoint.state["tokenizer"] != job.tokenizer.identity:
         raise UserError(
             f"{checkpoint.path} was made with tokenizer {checkpoint.state['tokenizer']}, "
@@ -143,30 +179,71 @@ def _resume(job: Job, directory: RunDirectory, console: Console) -> Checkpoint |
     return checkpoint
 
 
-def _workdir(config_path: str) -> Path:
-    if _WORKDIR.value is not None:
-        return Path(_WORKDIR.value)
-    return Path("runs") / Path(config_path).stem / time.strftime("%Y%m%d-%H%M%S")
+def _refuse_other_model(workdir: Path, saved: dict | None, config: Config) -> None:
+    """Refuse a resumed run whose weights would not fit its models, before any worker starts."""
+    if saved is None:
+        return
+    before = from_json(saved)
+    pairs = (
+        ("actor", before.actor.model, config.actor.model),
+        ("critic", before.critic_model, config.critic_model),
+    )
+    differences = [
+        f"  {role}.model.{key}: {vars(old)[key]} → {vars(new)[key]}"
+        for role, old, new in pairs
+        for key in vars(old)
+        if key not in _NOT_OF_WEIGHTS and vars(old)[key] != vars(new)[key]
+    ]
+    if differences:
+        raise UserError(
+            "\n".join(
+                [
+                    f"{workdir} holds a run of another model; go on with its config, or choose another --workdir:",
+                    *differences,
+                ]
+            )
+        )
+
+
+def _workdir(line: _CommandLine) -> Path:
+    if line.workdir is not None:
+        return line.workdir.absolute()
+    return Path("runs", line.config_file.stem, time.strftime("%Y%m%d-%H%M%S")).absolute()
 
 
 def _banner(job: Job, workdir: Path) -> list[str]:
     algebra = batch_algebra.describe(job.config, job.derived).splitlines()
-    return [f"workdir     {workdir}", *algebra, *job.source.report]
+    resume = "stopped or killed, the same command with this --workdir continues it"
+    return [f"workdir     {workdir}", f"  {resume}", *algebra, *job.source.report]
+
+
+def _process_started() -> float:
+    """Return when this process began, on `time.monotonic`'s clock; where no /proc tells, now."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return time.monotonic()
+    seconds_after_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - (time.clock_gettime(time.CLOCK_BOOTTIME) - seconds_after_boot)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; return the exit code."""
-    config = _read_flags(arguments)
+    if {"--help", "-h"} & set(arguments[1:]):
+        print(__doc__)
+        return 0
+    stop = Stop()
+    stop.listen()
+    line = _read_command_line(arguments)
+    config = line.config
     job = prepare(config)
-    if _PRINT_CONFIG.value:
+    if line.print_config:
         print(json.dumps(to_json(config), indent=2))
         print(batch_algebra.describe(config, job.derived))
         return 0
-    directory = RunDirectory(
-        _workdir(config_flags.get_config_filename(flags.FLAGS["config"])).absolute(), config.checkpoint.keep
-    )
+    directory = RunDirectory(_workdir(line), config.checkpoint.keep)
     directory.acquire()
-    calls, stop = CallList(), Stop()
+    calls = CallList()
     with Console(config.run.total_steps) as console:
         console.watch(calls.current_stage)
         console.banner(_banner(job, directory.workdir))
@@ -179,21 +256,30 @@ def main(arguments: Sequence[str]) -> int:
             console.stage("starting workers")
             with launched(config, job.derived, _pool(job), calls) as transport:
                 console.stage(None)
-                stop.listen()
-                return Controller(job, directory, transport, calls, console, stop).run(checkpoint)
+                stop.defer()
+                controller = Controller(job, directory, transport, calls, console, stop, _process_started())
+                return controller.run(checkpoint)
         except UserError:
             raise
-        except RoleError as error:
-            _keep_trace(directory.workdir, error.trace)
-            raise
-        except Exception:
-            _keep_trace(directory.workdir, traceback.format_exc())
-            raise
+        except Exception as error:
+            raise Failure(_kept_trace(directory.workdir, error)) from error
 
 
-def _keep_trace(workdir: Path, trace: str) -> None:
-    (workdir / "error.log").write_text(trace)
-    print(f"the trace is in {workdir / 'error.log'}", file=sys.stderr)
+class Failure(Exception):
+    """What went wrong through no mistake of the user's that we know of: one line, and where the trace is."""
+
+
+def _kept_trace(workdir: Path, error: Exception) -> str:
+    """Write the trace into the workdir and return the message for people."""
+    if isinstance(error, RoleError):
+        message, trace = str(error), error.trace
+    else:
+        message, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
+    try:
+        (workdir / "error.log").write_text(trace)
+    except OSError as refused:
+        return f"{message}\nthe trace could not be written ({refused}):\n{trace}"
+    return f"{message}\nthe trace is in {workdir / 'error.log'}"
 
 
 def run() -> None:
@@ -204,12 +290,12 @@ def run() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    except RoleError as error:
+    except Failure as error:
         print(f"error: {error}", file=sys.stderr)
         code = 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
+    except Stopped as signal:
+        print(signal, file=sys.stderr)
+        code = signal.exit_code
     sys.exit(code)
 
 

@@ -5,32 +5,59 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-class Stop:
-    """Notes the first signal: the step under way ends, the state is saved, then the run ends.
 
-    A second signal ends the process at once, as if nobody listened.
-    """
+class Stopped(BaseException):
+    """A signal that ends the program now. Not an `Exception`: no handler of errors may swallow it."""
 
-    def __init__(self) -> None:
-        self._number: int | None = None
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
 
-    def listen(self) -> None:
-        """Take the signals over from now on."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._number = number
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    @property
-    def wished(self) -> bool:
-        """Whether a signal came."""
-        return self._number is not None
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.number).name}"
 
     @property
     def exit_code(self) -> int:
-        """Return 128 + the signal's number, as shells do; 0 if none came."""
-        return 0 if self._number is None else 128 + self._number
+        """Return 128 + the signal's number, as shells do."""
+        return 128 + self.number
+
+
+class Stop:
+    """Listens to signals: first they end the program, later the first one is a wish and the second ends it.
+
+    Ending unwinds the program (its child processes and the terminal are given back); a signal during that
+    ends the process on the spot.
+    """
+
+    def __init__(self) -> None:
+        self._deferring = False
+        self._noted: int | None = None
+
+    def listen(self) -> None:
+        """Take the signals over: each raises `Stopped` in the main thread. Call it there."""
+        for number in _SIGNALS:
+            signal.signal(number, self._receive)
+
+    def defer(self) -> None:
+        """Let the next signal be noted as a wish instead."""
+        self._deferring = True
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._deferring:
+            self._deferring, self._noted = False, number
+            return
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        raise Stopped(number)
+
+    @property
+    def wished(self) -> bool:
+        """Whether a signal was noted."""
+        return self._noted is not None
+
+    @property
+    def exit_code(self) -> int:
+        """Return 128 + the noted signal's number, as shells do; 0 if none was noted."""
+        return 0 if self._noted is None else 128 + self._noted

@@ -66,7 +66,7 @@ class Generator:
         return dataclasses.replace(
             state,
             generated=state.generated + 1,
-            last=token,
+            last=jnp.where(state.finished, state.last, token),
             positions=jnp.where(state.finished, state.positions, positions),
             finished=state.finished | ends,
             tokens=jnp.where(here, token[:, None], state.tokens),

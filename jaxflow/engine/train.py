@@ -85,7 +85,7 @@ class Trainer:
         return jax.tree.map(jnp.add, gradients, new), dict(parts)
 
     def _apply_traced(self, state: TrainState, gradients: Params):
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(norm)
 
         def move(operand):

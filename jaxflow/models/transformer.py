@@ -59,8 +59,10 @@ class Backbone(nnx.Module):
             x, _ = nnx.merge(definition, weights)(x, angles, attend, None, constrain)
             return x, None
 
-        if self.config.remat:
-            block = jax.checkpoint(block, prevent_cse=False)
+        # Without remat the products with weights are kept, no more: what lies between them is cheaper to compute
+        # again than to write into the scan's stacks and read back, and attention's [T, T] would be among it.
+        policy = None if self.config.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        block = jax.checkpoint(block, prevent_cse=False, policy=policy)
         x, _ = jax.lax.scan(block, x, stacked)
         return self.final_norm(x)
 

@@ -53,6 +53,10 @@ class CallList:
         """Return whether a pending call of this method ended without an exception; waits for those calls."""
         return any(_succeeded(call) for call in self._pending if call.method == method)
 
+    def forget(self) -> None:
+        """Drop all calls: after a failure their records only tell of it again."""
+        self._pending = []
+
     def collect(self) -> list[CallRecord]:
         """Wait for all calls and return their records, in order; the list is empty then."""
         pending, self._pending = self._pending, []

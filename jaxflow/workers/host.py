@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from jaxflow.batch_algebra import Derived
 from jaxflow.config import Config
@@ -64,11 +65,16 @@ class Host:
 
     def __init__(self, config: Config, derived: Derived, pool: ResourcePool):
         self._config, self._derived, self._pool = config, derived, pool
-        sizes = pool.mesh
-        self._mesh = make_mesh(
-            sizes.data, sizes.fsdp, sizes.tensor * sizes.micro, sizes.tensor, _claim_devices(pool)
-        )
+        self._mesh: Mesh | None = None
         self._roles: dict[str, Any] = {}
+
+    def start(self) -> int:
+        """Claim the pool's devices and return this process's id."""
+        with self._reporting("pool", "start"):
+            sizes, devices = self._pool.mesh, _claim_devices(self._pool)
+            tensor = sizes.tensor * sizes.micro
+            self._mesh = make_mesh(sizes.data, sizes.fsdp, tensor, sizes.tensor, devices)
+        return os.getpid()
 
     def place(self, role: str) -> None:
         """Build a role here."""

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,9 @@ from jaxflow.workers.group import Transport
 from jaxflow.workers.host import Host
 from jaxflow.workers.protocol import CallRecord, RoleError
 from jaxflow.workers.resource_pool import ResourcePool
+
+# Where Ray looks for a token before it looks into the home folder.
+_TOKEN_VARIABLES = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 
 
 class InProcess:
@@ -58,42 +62,41 @@ class InProcess:
         return LocalFuture(value)
 
 
-def _fetch(reference: ray.ObjectRef) -> Any:
-    """Bring a value here; an exception of a role arrives as itself, a dead process as a `RoleError`."""
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, RoleError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.ActorDiedError as error:
-        raise RoleError("pool", "call", "a worker process", f"the process died: {error}", "") from None
-
-
 @dataclasses.dataclass(frozen=True)
 class RayFuture:
     """A value in Ray's object store, or on its way there."""
 
     reference: ray.ObjectRef
+    role: str
+    method: str
+    process: str  # where it is made, in words
 
     def result(self) -> Any:
-        """Wait for the value and bring it here."""
-        return _fetch(self.reference)
+        """Wait for the value and bring it here; a role's exception arrives as itself."""
+        try:
+            return ray.get(self.reference)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, RoleError):
+                raise error.cause from None
+            raise
+        except (ray.exceptions.RayActorError, ray.exceptions.OwnerDiedError) as error:
+            message = "the process ended (killed from outside, or out of memory); the same command continues"
+            raise RoleError(self.role, self.method, self.process, message, str(error)) from None
 
 
 class InRay:
     """Calls to a Ray actor; data goes from worker to worker by reference."""
 
-    def __init__(self, actor: ray.actor.ActorHandle, calls: CallList):
-        self._actor, self._calls = actor, calls
+    def __init__(self, actor: ray.actor.ActorHandle, process: str, calls: CallList):
+        self._actor, self._process, self._calls = actor, process, calls
 
     def place(self, role: str) -> None:
         """Build a role in the actor's process and wait for it."""
-        _fetch(self._actor.place.remote(role))
+        RayFuture(self._actor.place.remote(role), role, "place", self._process).result()
 
     def remove(self, role: str) -> None:
         """Let a role go."""
-        _fetch(self._actor.remove.remote(role))
+        RayFuture(self._actor.remove.remote(role), role, "remove", self._process).result()
 
     def call(self, role: str, method: str, stage: str, arguments: tuple[Any, ...]) -> RayFuture:
         """Send the call and return at once."""
@@ -104,27 +107,29 @@ class InRay:
                 role,
                 method,
                 stage,
-                done=lambda: bool(ray.wait([record], timeout=0)[0]),
-                record=lambda: _fetch(record),
+                done=lambda: not ray.is_initialized() or bool(ray.wait([record], timeout=0)[0]),
+                record=RayFuture(record, role, method, self._process).result,
             )
         )
-        return RayFuture(value)
+        return RayFuture(value, role, method, self._process)
 
 
 @contextlib.contextmanager
 def _local_ray() -> Iterator[None]:
-    """Run a Ray of our own on this machine: no dashboard, no usage reports, token authentication on."""
-    # Unset, Ray turns token authentication on for a cluster it starts itself and makes the token; set by us
-    # after `import ray` it would find none. A user's opt-out must not reach a cluster that listens everywhere.
+    """Run a Ray of our own on this machine: loopback alone, a token of its own, no dashboard, no usage reports."""
+    # Unset, Ray turns token authentication on for a cluster it starts itself; set by us after `import ray`, it
+    # would not see it. A user's opt-out is for other clusters: whoever can talk to this one runs code as its user.
     if os.environ.get("RAY_AUTH_MODE") != "token":
         os.environ.pop("RAY_AUTH_MODE", None)
+    # A token of this run alone: the file that Ray would make in the home folder can be read by others.
+    if not _TOKEN_VARIABLES & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(
         address="local",
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
     )
     try:
         yield
@@ -139,17 +144,22 @@ def launched(config: Config, derived: Derived, pool: ResourcePool, calls: CallLi
     Raises UserError if they do not come up within `cluster.start_timeout_seconds`, or lack devices.
     """
     if config.cluster.launcher == "inprocess":
-        yield InProcess(Host(config, derived, pool), calls)
+        host = Host(config, derived, pool)
+        host.start()
+        yield InProcess(host, calls)
         return
     with _local_ray():
         gpus = pool.devices if pool.platform == "gpu" else 0
         actor = ray.remote(Host).options(num_cpus=1, num_gpus=gpus).remote(config, derived, pool)
-        ready, _ = ray.wait([actor.__ray_ready__.remote()], timeout=config.cluster.start_timeout_seconds)
+        started = actor.start.remote()
+        ready, _ = ray.wait([started], timeout=config.cluster.start_timeout_seconds)
         if not ready:
             raise UserError(
                 f"pool {pool.name}: no worker process after {config.cluster.start_timeout_seconds:.0f} s; "
                 "raise cluster.start_timeout_seconds, or see what holds this machine's CPUs or GPUs"
             )
-        _fetch(ready[0])
-        yield InRay(actor, calls)
-        ray.kill(actor)
+        number = RayFuture(started, "pool", "start", f"pool {pool.name}").result()
+        try:
+            yield InRay(actor, f"pool {pool.name}, process {number}", calls)
+        finally:
+            calls.forget()  # another thread may ask after them, and Ray is about to go

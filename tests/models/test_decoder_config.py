@@ -8,7 +8,9 @@ import tiny
 from jaxflow.models.decoder_config import DecoderConfig
 
 
-@pytest.mark.parametrize(("vocabulary", "padded"), [(1, 64), (64, 64), (65, 128), (32000, 32000), (151643, 151680)])
+@pytest.mark.parametrize(
+    ("vocabulary", "padded"), [(1, 64), (64, 64), (65, 128), (32000, 32000), (151643, 151680)]
+)
 def test_vocabulary_is_padded_to_the_next_multiple_of_64(vocabulary, padded):
     assert DecoderConfig(vocabulary_size=vocabulary).padded_vocabulary_size == padded
 

@@ -11,6 +11,7 @@ from models import numpy_decoder
 
 from jaxflow.engine import attention
 from jaxflow.engine.sharding import training_layout
+from jaxflow.engine.state import new_weights
 from jaxflow.models.heads import PADDING_LOGIT
 from jaxflow.models.layers import unconstrained
 from jaxflow.models.transformer import LanguageModel, describe
@@ -30,6 +31,12 @@ def logits_of(model, params, tokens):
         return module.logits(hidden_of(module, tokens))
 
     return jax.jit(traced)(params, tokens)
+
+
+@jax.jit
+def scalars_of(params, tokens):
+    module = tiny.SCALAR_MODEL.bind(params)
+    return module.scalars(hidden_of(module, tokens))
 
 
 def variant(**changes):
@@ -57,10 +64,9 @@ def test_logits_equal_those_of_the_numpy_decoder(tied, params, tied_params):
 
 def test_scalars_equal_those_of_the_numpy_decoder():
     params = tiny.weights(tiny.SCALAR_MODEL, LAYOUT)
-    module = tiny.SCALAR_MODEL.bind(params)
     host = jax.device_get(params)
     expected = numpy_decoder.hidden_states(host, tiny.CONFIG, TOKENS) @ host["head"]["weight"]
-    np.testing.assert_allclose(module.scalars(hidden_of(module, TOKENS)), expected, atol=1e-4)
+    np.testing.assert_allclose(scalars_of(params, TOKENS), expected, atol=1e-4)
 
 
 def test_what_follows_a_position_does_not_change_it(params):
@@ -102,21 +108,25 @@ def test_a_tied_embedding_learns_from_both_its_uses(tied_params):
     def loss(params):
         return jnp.sum(logits_of(model, params, TOKENS)[..., asked])
 
-    gradient = np.abs(jax.grad(loss)(tied_params)["backbone"]["embedding"]).max(axis=1)
+    gradient = np.abs(jax.jit(jax.grad(loss))(tied_params)["backbone"]["embedding"]).max(axis=1)
     reached = np.flatnonzero(gradient)
     np.testing.assert_array_equal(reached, np.union1d(TOKENS, [asked]))
 
 
 def test_bfloat16_compute_stays_close_to_float32(params):
     narrow, wide = (
-        jax.nn.log_softmax(logits_of(variant(compute_dtype=dtype), params, TOKENS))
+        np.asarray(logits_of(variant(compute_dtype=dtype), params, TOKENS))[
+            ..., : tiny.CONFIG.vocabulary_size
+        ]
         for dtype in ("bfloat16", "float32")
     )
-    difference = np.abs(narrow - wide)[..., : tiny.CONFIG.vocabulary_size]
     assert narrow.dtype == np.float32
-    assert 0 < difference.max() < 0.15 and difference.mean() < 0.03
+    # 8 bits of mantissa are 0.4 % per operation; a few layers add up to 1 or 2 %.
+    relative = np.linalg.norm(narrow - wide) / np.linalg.norm(wide)
+    assert 1e-4 < relative < 0.03
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_neither_values_nor_gradients(params):
     def value_and_gradient(remat):
         model = variant(remat=remat)
@@ -135,9 +145,8 @@ def test_rematerialisation_changes_neither_values_nor_gradients(params):
 
 
 def test_a_fresh_value_head_predicts_zero():
-    fresh = jax.jit(tiny.SCALAR_MODEL.create)(jax.random.key(0))
-    module = tiny.SCALAR_MODEL.bind(fresh)
-    assert (np.asarray(module.scalars(hidden_of(module, TOKENS))) == 0).all()
+    fresh = new_weights(tiny.SCALAR_MODEL, LAYOUT, 0, 0)
+    assert (np.asarray(scalars_of(fresh, TOKENS)) == 0).all()
 
 
 @pytest.mark.parametrize("model", [tiny.LANGUAGE_MODEL, tiny.SCALAR_MODEL], ids=["language", "scalar"])
@@ -150,7 +159,7 @@ def test_every_dimension_of_every_weight_has_a_name(model):
 
 
 def test_fresh_weights_are_float32_and_differ_from_layer_to_layer():
-    fresh = jax.jit(tiny.LANGUAGE_MODEL.create)(jax.random.key(0))
+    fresh = new_weights(tiny.LANGUAGE_MODEL, LAYOUT, 0, 0)
     assert {w.dtype for w in jax.tree.leaves(fresh)} == {np.dtype(np.float32)}
     gate = np.asarray(fresh["backbone"]["layers"]["mlp"]["gate"])
     assert gate.shape[0] == 2

@@ -1,0 +1,205 @@
+"""Generation is the model's own distribution, wherever and in whatever company a row is generated."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from models import numpy_decoder
+
+from jaxflow.engine.generate import Generator
+from jaxflow.engine.sampling import Sampling
+from jaxflow.engine.score import Scorer
+from jaxflow.engine.sharding import generation_layout, training_layout
+
+LIMIT = 10
+END_IDS = (1, 2, 3, 4, 5)  # a tenth of the vocabulary, so that about half of the rows end by themselves
+SAMPLING = Sampling(temperature=1.3, top_k=0, top_p=1.0, max_response_tokens=LIMIT, end_ids=END_IDS, pad_id=0)
+GREEDY = dataclasses.replace(SAMPLING, temperature=0.0)
+PROMPTS = tiny.prompts()
+SINGLE = (1, 1, 1, 1)
+
+
+@functools.cache
+def loaded(sizes, sequences_per_device, dtype="float32"):
+    layout = generation_layout(tiny.mesh_of(sizes))
+    generator = Generator(tiny.LANGUAGE_MODEL, layout, dtype, sequences_per_device)
+    return generator, tiny.weights(tiny.LANGUAGE_MODEL, layout)
+
+
+def generate(
+    sizes=SINGLE, sequences_per_device=16, prompts=PROMPTS, sampling=SAMPLING, seed=0, step=0, purpose=0
+):
+    generator, params = loaded(sizes, sequences_per_device)
+    return generator(params, prompts, sampling, seed=seed, step=step, purpose=purpose)
+
+
+@pytest.fixture(scope="module")
+def sampled():
+    return generate()
+
+
+@pytest.fixture(scope="module")
+def greedy():
+    return generate(sampling=GREEDY)
+
+
+@pytest.fixture(scope="module")
+def host_params():
+    return jax.device_get(tiny.weights(tiny.LANGUAGE_MODEL, training_layout(tiny.ONE_DEVICE)))
+
+
+def real_tokens(rollout):
+    return [tokens[:length].tolist() for tokens, length in zip(rollout.tokens, rollout.lengths, strict=True)]
+
+
+def responses(rollout):
+    return [tokens[mask].tolist() for tokens, mask in zip(rollout.tokens, rollout.response_mask, strict=True)]
+
+
+def assert_same_rollout(actual, expected):
+    assert real_tokens(actual) == real_tokens(expected)
+    np.testing.assert_array_equal(actual.response_mask, expected.response_mask)
+    np.testing.assert_array_equal(actual.finished, expected.finished)
+    np.testing.assert_allclose(actual.rollout_log_probs, expected.rollout_log_probs, atol=1e-4)
+    np.testing.assert_allclose(actual.behaviour_log_probs, expected.behaviour_log_probs, atol=1e-4)
+
+
+def test_prompts_come_back_untouched_in_front_of_their_responses(sampled):
+    assert len(set(PROMPTS.lengths)) > 5
+    for row, length in enumerate(PROMPTS.lengths):
+        np.testing.assert_array_equal(sampled.tokens[row, :length], PROMPTS.tokens[row, :length])
+        mask = np.zeros(sampled.tokens.shape[1], bool)
+        mask[length : sampled.lengths[row]] = True
+        np.testing.assert_array_equal(sampled.response_mask[row], mask)
+    np.testing.assert_array_equal(sampled.groups, PROMPTS.groups)
+
+
+def test_a_response_ends_with_its_first_end_token_or_at_the_limit(sampled):
+    answered = responses(sampled)
+    assert 0 < sum(sampled.finished) < len(answered)
+    for response, finished in zip(answered, sampled.finished, strict=True):
+        assert 1 <= len(response) <= LIMIT
+        assert not set(response[:-1]) & set(END_IDS)
+        assert finished == (response[-1] in END_IDS)
+        assert finished or len(response) == LIMIT
+
+
+@pytest.mark.slow
+def test_an_end_token_at_the_limit_is_an_end():
+    whole = responses(generate(sampling=dataclasses.replace(SAMPLING, end_ids=())))
+    row = next(row for row, response in enumerate(whole) if response[-1] not in response[:-1])
+    rollout = generate(sampling=dataclasses.replace(SAMPLING, end_ids=(whole[row][-1],)))
+    assert responses(rollout)[row] == whole[row] and rollout.finished[row]
+
+
+def test_without_end_tokens_every_row_runs_to_the_limit(sampled):
+    rollout = generate(sampling=dataclasses.replace(SAMPLING, end_ids=()))
+    np.testing.assert_array_equal(rollout.lengths, PROMPTS.lengths + LIMIT)
+    assert not rollout.finished.any()
+    for ended, whole in zip(responses(sampled), responses(rollout), strict=True):
+        assert whole[: len(ended)] == ended
+
+
+@pytest.mark.slow
+def test_a_limit_of_one_token_draws_one():
+    rollout = generate(sampling=dataclasses.replace(SAMPLING, max_response_tokens=1))
+    assert (rollout.response_mask.sum(axis=1) == 1).all()
+
+
+def test_greedy_tokens_are_the_argmax_of_a_whole_forward_pass_at_each_step(greedy, host_params):
+    logits = numpy_decoder.logits(host_params, tiny.CONFIG, greedy.tokens)
+    for row, position in np.argwhere(greedy.response_mask):
+        assert greedy.tokens[row, position] == logits[row, position - 1].argmax(), (row, position)
+
+
+def test_log_probs_of_greedy_tokens_are_those_of_the_untempered_distribution(greedy, host_params):
+    distribution = numpy_decoder.log_softmax(numpy_decoder.logits(host_params, tiny.CONFIG, greedy.tokens))
+    for row, position in np.argwhere(greedy.response_mask):
+        expected = distribution[row, position - 1].max()
+        np.testing.assert_allclose(greedy.rollout_log_probs[row, position], expected, atol=1e-4)
+
+
+def test_log_probs_are_those_that_training_will_see(sampled):
+    layout = training_layout(tiny.ONE_DEVICE)
+    params = tiny.weights(tiny.LANGUAGE_MODEL, layout)
+    scorer = Scorer(tiny.LANGUAGE_MODEL, layout, 4096, SAMPLING.temperature)
+    scored = scorer.log_probs(params, sampled.tokens, sampled.lengths, sampled.response_mask)
+    np.testing.assert_allclose(sampled.rollout_log_probs, scored.log_probs, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_log_probs_before_truncation_do_not_see_it_and_behaviour_log_probs_do():
+    rollout = generate(sampling=dataclasses.replace(SAMPLING, top_k=5, top_p=0.9))
+    layout = training_layout(tiny.ONE_DEVICE)
+    scorer = Scorer(tiny.LANGUAGE_MODEL, layout, 4096, SAMPLING.temperature)
+    params = tiny.weights(tiny.LANGUAGE_MODEL, layout)
+    scored = scorer.log_probs(params, rollout.tokens, rollout.lengths, rollout.response_mask)
+    np.testing.assert_allclose(rollout.rollout_log_probs, scored.log_probs, atol=1e-4)
+    mask = rollout.response_mask
+    assert (rollout.behaviour_log_probs[mask] >= rollout.rollout_log_probs[mask]).all()
+    assert (rollout.behaviour_log_probs[mask] > rollout.rollout_log_probs[mask] + 1e-3).any()
+
+
+def test_log_probs_are_zero_off_the_mask(sampled):
+    assert not sampled.rollout_log_probs[~sampled.response_mask].any()
+    assert not sampled.behaviour_log_probs[~sampled.response_mask].any()
+    assert (sampled.rollout_log_probs[sampled.response_mask] < 0).all()
+
+
+@tiny.ON_EVERY_MESH
+def test_every_mesh_draws_the_same_tokens(sizes, sampled):
+    assert_same_rollout(generate(sizes, sequences_per_device=4), sampled)
+
+
+def test_two_devices_draw_the_same_tokens_a_few_rows_at_a_time(sampled):
+    assert_same_rollout(generate((2, 1, 1, 1), sequences_per_device=4), sampled)
+
+
+def test_rows_may_come_in_any_order(sampled):
+    rows = np.random.default_rng(1).permutation(len(PROMPTS.lengths))
+    rollout = generate(prompts=tiny.prompt_rows(PROMPTS, rows))
+    assert real_tokens(rollout) == [real_tokens(sampled)[row] for row in rows]
+
+
+def test_what_lies_behind_a_prompt_s_length_is_never_read(sampled):
+    padding = np.arange(PROMPTS.tokens.shape[1]) >= PROMPTS.lengths[:, None]
+    garbage = np.random.default_rng(2).integers(0, 50, PROMPTS.tokens.shape)
+    poisoned = np.where(padding, garbage, PROMPTS.tokens).astype(np.int32)
+    wide = np.pad(poisoned, ((0, 0), (0, 30)), constant_values=7)
+    for tokens in (poisoned, wide):
+        assert_same_rollout(generate(prompts=dataclasses.replace(PROMPTS, tokens=tokens)), sampled)
+
+
+@pytest.mark.parametrize("address", [{"seed": 1}, {"step": 1}, {"purpose": 1}])
+def test_another_seed_step_or_purpose_draws_other_tokens(address, sampled):
+    assert responses(generate(**address)) != responses(sampled)
+
+
+def test_the_same_address_draws_the_same_bits(sampled):
+    tiny.assert_same_bits(jax.tree.leaves(generate()), jax.tree.leaves(sampled))
+
+
+def test_samples_of_one_prompt_differ_and_share_their_first_log_probs():
+    row = int(PROMPTS.lengths.argmax())
+    same = tiny.prompt_rows(PROMPTS, np.full(len(PROMPTS.lengths), row))
+    rollout = generate(prompts=dataclasses.replace(same, sequence_ids=PROMPTS.sequence_ids))
+    assert len({tuple(response) for response in responses(rollout)}) > len(PROMPTS.lengths) // 2
+    first, told = int(PROMPTS.lengths[row]), {}
+    for tokens, log_probs in zip(rollout.tokens, rollout.rollout_log_probs, strict=True):
+        assert told.setdefault(tokens[first], log_probs[first]) == pytest.approx(log_probs[first], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_narrow_cache_stays_close():
+    generator, params = loaded(SINGLE, 16, "bfloat16")
+    forced = dataclasses.replace(GREEDY, max_response_tokens=2)
+    narrow = generator(params, PROMPTS, forced, seed=0, step=0, purpose=0)
+    wide = generate(sampling=forced)
+    first = np.arange(narrow.tokens.shape[1]) == PROMPTS.lengths[:, None]
+    np.testing.assert_allclose(narrow.rollout_log_probs[first], wide.rollout_log_probs[first], atol=1e-5)
+    same = (narrow.tokens == wide.tokens).all(axis=1)
+    assert same.sum() >= 10
+    assert np.abs(narrow.rollout_log_probs - wide.rollout_log_probs)[same].max() < 0.1

@@ -1,0 +1,70 @@
+"""Roles that compute nothing: they record who was asked what, with which results of earlier calls."""
+
+import dataclasses
+
+from jaxflow.dataflow.roles import Roles
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeFuture:
+    """The result of a recorded call; asking for its value is recorded as well."""
+
+    name: str  # "role.method" of the call it comes from
+    log: list = dataclasses.field(repr=False, compare=False)
+
+    def result(self):
+        self.log.append(Call(self.name, "result", ()))
+        return self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    role: str
+    method: str
+    arguments: tuple
+
+    @property
+    def name(self):
+        return f"{self.role}.{self.method}"
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeRole:
+    """Stands for any role: implements every method that a dataflow may call."""
+
+    name: str
+    log: list
+
+    def _call(self, method, *arguments):
+        self.log.append(Call(self.name, method, arguments))
+        return FakeFuture(f"{self.name}.{method}", self.log)
+
+    def generate(self, prompts):
+        return self._call("generate", prompts)
+
+    def log_probs(self, rollout):
+        return self._call("log_probs", rollout)
+
+    def values(self, rollout):
+        return self._call("values", rollout)
+
+    def score(self, rollout, prompts):
+        return self._call("score", rollout, prompts)
+
+    def experience(self, rollout, scores, actor_log_probs, reference_log_probs, values):
+        return self._call("experience", rollout, scores, actor_log_probs, reference_log_probs, values)
+
+    def statistics(self, rollout, scores, experience):
+        return self._call("statistics", rollout, scores, experience)
+
+    def update(self, experience):
+        return self._call("update", experience)
+
+    def imitate(self, demonstrations):
+        return self._call("imitate", demonstrations)
+
+
+def fake_roles():
+    """Return a cast of fakes and the list that they record to."""
+    log = []
+    return Roles(**{field.name: FakeRole(field.name, log) for field in dataclasses.fields(Roles)}), log

@@ -1,0 +1,183 @@
+"""Runs of a model so small that a step takes milliseconds: in this process, or as a user starts them."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+
+from jaxflow.config import default_config_dict, from_config_dict
+from jaxflow.controller import Controller
+from jaxflow.main import prepare
+from jaxflow.run_directory import RunDirectory
+from jaxflow.stop import Stop
+from jaxflow.tracking.console import Console
+from jaxflow.workers.future import CallList
+from jaxflow.workers.launch import launched
+from jaxflow.workers.resource_pool import ResourcePool
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG_FILE = ROOT / "configs" / "ppo_tiny.py"
+STEPS = 4
+LINE_SECONDS = 120  # a machine shared with others is slow to start Ray
+
+MICRO = {
+    "run.total_steps": STEPS,
+    "actor.model.width": 32,
+    "actor.model.layers": 1,
+    "actor.model.heads": 2,
+    "actor.model.kv_heads": 2,
+    "actor.model.head_width": 16,
+    "actor.model.mlp_width": 64,
+    "cluster.devices": 2,
+    "cluster.mesh.data": 2,
+    "cluster.mesh.tensor": 1,
+    "data.max_prompt_tokens": 8,
+    "data.prompts_per_step": 8,
+    "data.validation_prompts": 16,
+    "rollout.samples_per_prompt": 2,
+    "rollout.max_response_tokens": 8,
+    "actor.optimizer.schedule": "constant",
+    "actor.optimizer.warmup_updates": 0,
+    "critic.optimizer.schedule": "constant",
+    "critic.optimizer.warmup_updates": 0,
+    "actor.optimizer.learning_rate": 3e-4,
+    "critic.optimizer.learning_rate": 1e-3,
+    "actor.minibatch_sequences": 8,
+    "critic.minibatch_sequences": 8,
+    "warm_start.steps": 3,
+    "warm_start.sequences_per_step": 8,
+}
+# Two axes, each step with a real switch of layouts.
+FOUR_DEVICES = {"cluster.devices": 4, "cluster.mesh.tensor": 2}
+# What the clock decides; all else is a function of the config.
+TIMINGS = ("timing_", "perf/throughput", "perf/time_per_step", "transition/seconds")
+
+
+def config_of(**changes):
+    """The micro config as the schema reads it."""
+    values = default_config_dict()
+    values.update_from_flattened_dict({**MICRO, "cluster.launcher": "inprocess", **changes})
+    return from_config_dict(values)
+
+
+def run_here(workdir, stop=None, **changes):
+    """Run in this process; return the exit code and what the console said."""
+    config = config_of(**changes)
+    job, directory = prepare(config), RunDirectory(workdir, config.checkpoint.keep)
+    directory.acquire()
+    calls, written = CallList(), io.StringIO()
+    pool = ResourcePool("test", "cpu", config.cluster.devices, job.derived.mesh, "")
+    jax.devices()  # the session's eight: a pool must not be the first to ask
+    try:
+        with (
+            Console(config.run.total_steps, file=written) as console,
+            launched(config, job.derived, pool, calls) as transport,
+        ):
+            listening = Stop() if stop is None else stop
+            controller = Controller(job, directory, transport, calls, console, listening, time.monotonic())
+            code = controller.run(directory.latest())
+    finally:
+        directory.release()
+    return code, written.getvalue()
+
+
+def rows(workdir):
+    """metrics.jsonl without what the clock decides."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith(TIMINGS)} for line in lines]
+
+
+def flags(workdir, **changes):
+    """The command line of a micro run."""
+    overrides = [f"--config.{key}={value}" for key, value in {**MICRO, **changes}.items()]
+    return [f"--config={CONFIG_FILE}", f"--workdir={workdir}", *overrides]
+
+
+def environment():
+    """A user's environment with a folder of compiled programs that only tests share."""
+    ours = {"XDG_CACHE_HOME": jax.config.jax_compilation_cache_dir, "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **ours}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    code: int
+    output: str
+    errors: str
+
+
+class Command:
+    """`python -m jaxflow.main …` in a session and process group of its own, as a terminal starts it."""
+
+    def __init__(self, *arguments, **variables):
+        self._output = ""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "jaxflow.main", *arguments],
+            cwd=ROOT,
+            env=environment() | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill_all()
+        self._process.communicate()
+
+    def wait_for(self, text):
+        """Read until a line holds the text; fail where the run ends before."""
+        deadline = time.monotonic() + LINE_SECONDS
+        for line in self._process.stdout:
+            self._output += line
+            if text in line:
+                return
+            assert time.monotonic() < deadline, self._output
+        raise AssertionError(f"no line with {text!r}:\n{self._output}{self._process.stderr.read()}")
+
+    def send(self, number):
+        os.kill(self.pid, number)
+
+    def send_to_group(self, number):
+        """As a terminal does on Ctrl-C."""
+        os.killpg(self.pid, number)
+
+    def end(self):
+        rest, errors = self._process.communicate(timeout=LINE_SECONDS)
+        return Ended(self._process.returncode, self._output + rest, errors)
+
+    def kill_all(self):
+        """SIGKILL the driver and everything it started, at one instant as far as that goes."""
+        for number in self.alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+
+    def alive(self):
+        """The processes of the session, by id, with their command lines; zombies are none."""
+        found = {}
+        for folder in pathlib.Path("/proc").iterdir():
+            if folder.name.isdigit():
+                try:
+                    state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+                    if int(session) == self.pid and state != "Z":
+                        found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+        return found
+
+
+def run_to_end(*arguments, **variables):
+    with Command(*arguments, **variables) as command:
+        return command.end()

@@ -1,0 +1,238 @@
+"""What the compiler made of the engine's programs: which collectives, between whom, of which sizes."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+
+pytestmark = pytest.mark.slow  # compiles every program twice over, without a cache
+
+TESTS = pathlib.Path(__file__).parent
+TENSOR, EVERYTHING = (2, 1, 4, 2), (2, 2, 2, 1)  # (data, fsdp, tensor, generation tensor)
+VOCABULARY = 320  # padded, of the programs' model
+LOGIT_CHUNK_ELEMENTS = 5120
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-permute",
+    "reduce-scatter",
+    "collective-broadcast",
+)
+
+
+class Compiled:
+    """The programs of one mesh as optimised HLO, and what the compiler had to say."""
+
+    def __init__(self, directory, sizes):
+        arguments = [str(directory), *map(str, sizes), str(LOGIT_CHUNK_ELEMENTS)]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": "8",
+            # The machine code is not looked at: the cheapest will do.
+            "XLA_FLAGS": f"--xla_dump_to={directory} --xla_dump_hlo_as_text --xla_backend_optimization_level=0",
+        }
+        ran = subprocess.run(
+            [sys.executable, str(TESTS / "hlo_programs.py"), *arguments],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        assert ran.returncode == 0, ran.stderr[-4000:]
+        self.warnings = ran.stderr
+        self.files = json.loads(ran.stdout.splitlines()[-1])
+
+    def text(self, program):
+        return "\n".join(pathlib.Path(file).read_text() for file in self.files[program])
+
+    def collectives(self, program):
+        return collectives_of(self.text(program))
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    kind: str
+    shapes: list  # of its results on one device
+    groups: list  # of devices
+
+    @property
+    def elements(self):
+        return sum(map(math.prod, self.shapes))
+
+
+def collectives_of(text):
+    """List every collective in a piece of HLO."""
+    found = []
+    for line in text.splitlines():
+        match = re.search(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(", line)
+        if match is not None:
+            found.append(Collective(match[2], shapes_of(match[1]), groups_of(line)))
+    return found
+
+
+def shapes_of(text):
+    return [tuple(map(int, dims.split(","))) for dims in re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", text)]
+
+
+def groups_of(line):
+    """Read the device groups of a collective in any of the three notations that XLA prints."""
+    if "source_target_pairs" in line:
+        return [tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)\}", line)]
+    listed = re.search(r"replica_groups=\{(\{[\d,{}]+\})\}", line)
+    if listed is not None:
+        return [tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", listed[1])]
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+    if iota is not None:
+        return [tuple(group) for group in iota_devices(iota[2], iota[3]).reshape(integers(iota[1])).tolist()]
+    mesh = re.search(
+        r"replica_groups=mesh\[([^\]]+)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?\{([^}]*)\}",
+        line,
+    )
+    assert mesh is not None, line
+    axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
+    count = str(math.prod(axes.values()))
+    devices = iota_devices(mesh[2] or count, mesh[3]).reshape(tuple(axes.values()))
+    named = [list(axes).index(name) for name in re.findall(r"'([^']+)'", mesh[4])]
+    others = [axis for axis in range(len(axes)) if axis not in named]
+    size = math.prod(devices.shape[axis] for axis in named)
+    return [tuple(group) for group in devices.transpose(*others, *named).reshape(-1, size).tolist()]
+
+
+def iota_devices(shape, permutation):
+    shape = integers(shape)
+    devices = np.arange(math.prod(shape)).reshape(shape)
+    return devices.transpose(integers(permutation)) if permutation is not None else devices
+
+
+def integers(text):
+    return tuple(map(int, text.split(",")))
+
+
+def computations_below(text, root):
+    """Return the lines of one computation and of all that it calls."""
+    bodies, name = {}, None
+    for line in text.splitlines():
+        start = re.match(r"(?:ENTRY )?%([\w.\-]+) \(", line)
+        if start is not None:
+            name = start[1]
+            bodies[name] = []
+        elif name is not None:
+            bodies[name].append(line)
+    reached, waiting = set(), [root]
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            called = re.findall(r"(?:body|condition|calls|to_apply)=%([\w.\-]+)", "\n".join(bodies[name]))
+            waiting.extend(called)
+    return "\n".join("\n".join(bodies[name]) for name in reached)
+
+
+@pytest.fixture(scope="module", params=[TENSOR, EVERYTHING], ids=["tensor", "everything"])
+def compiled(request, tmp_path_factory):
+    return request.param, Compiled(tmp_path_factory.mktemp("hlo"), request.param)
+
+
+def sharded_elements():
+    """The elements of all weight matrices: everything that is cut over tensor and fsdp."""
+    vocabulary_rows = 2 * (VOCABULARY - tiny.CONFIG.padded_vocabulary_size) * tiny.CONFIG.width
+    norms = (2 * tiny.CONFIG.layers + 1) * tiny.CONFIG.width
+    return tiny.CONFIG.parameter_count + vocabulary_rows - norms
+
+
+@pytest.mark.parametrize(
+    ("line", "groups"),
+    [
+        ("replica_groups={{0,1},{2,3}}, x", [(0, 1), (2, 3)]),
+        ("replica_groups=[2,2]<=[4], x", [(0, 1), (2, 3)]),
+        ("replica_groups=[4,2]<=[2,2,2]T(1,0,2), x", [(0, 1), (4, 5), (2, 3), (6, 7)]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a'}, x", [(0, 2), (1, 3)]),
+        (
+            "replica_groups=mesh['a'=4,'b'=2], device_ids=([2,2,2]T(0,2,1)) {'b'}",
+            [(0, 2), (1, 3), (4, 6), (5, 7)],
+        ),
+        ("source_target_pairs={{0,1},{1,0}}", [(0, 1), (1, 0)]),
+    ],
+)
+def test_device_groups_are_read_in_every_notation(line, groups):
+    assert groups_of(line) == groups
+
+
+def test_the_switch_gathers_inside_micro_data_parallel_groups_and_nothing_else(compiled):
+    (_, fsdp, tensor, generation_tensor), programs = compiled
+    collectives = programs.collectives("transition")
+    assert {collective.kind for collective in collectives} == {"all-gather"}
+    micro = tensor // generation_tensor
+    neighbours = {tuple(range(first, first + micro)) for first in range(0, 8, micro)}
+    # Devices that differ in their place on the fsdp axis alone: what ZeRO-3 gathers, no more.
+    stride = tensor
+    fsdp_groups = {
+        tuple(first + stride * i for i in range(fsdp))
+        for block in range(0, 8, stride * fsdp)
+        for first in range(block, block + stride)
+    }
+    matrices = 9
+    assert [set(collective.groups) for collective in collectives].count(neighbours) == matrices
+    assert all(set(collective.groups) in (neighbours, fsdp_groups) for collective in collectives)
+    assert len(collectives) == (matrices if fsdp == 1 else 2 * matrices)
+
+
+def test_the_switch_receives_the_bytes_of_the_formula(compiled):
+    (_, fsdp, tensor, generation_tensor), programs = compiled
+    received = sum(
+        collective.elements - collective.elements // len(collective.groups[0])
+        for collective in programs.collectives("transition")
+    )
+    elements = sharded_elements()
+    assert received == elements // generation_tensor - elements // (tensor * fsdp)
+
+
+def test_the_way_back_is_local(compiled):
+    assert compiled[1].collectives("way back") == []
+
+
+def test_no_program_rematerialises_an_array_whole(compiled):
+    assert "Involuntary full rematerialization" not in compiled[1].warnings
+
+
+def test_the_decode_loop_gathers_no_weights(compiled):
+    (_, _, _, generation_tensor), programs = compiled
+    text = programs.text("generation")
+    rows, heads = 4, tiny.CONFIG.kv_heads // generation_tensor
+    loops = [
+        re.search(r"body=%([\w.\-]+)", line)[1]
+        for line in text.splitlines()
+        if " while(" in line and re.search(rf"f32\[{rows},{heads},\d+,{tiny.CONFIG.head_width}\]", line)
+    ]
+    assert len(loops) == 1
+    inside = collectives_of(computations_below(text, loops[0]))
+    if generation_tensor > 1:
+        reductions = [collective for collective in inside if collective.kind == "all-reduce"]
+        assert len(reductions) >= 2 * tiny.CONFIG.layers
+    for collective in inside:
+        assert collective.kind != "all-gather" or collective.elements <= rows * VOCABULARY, "a step's logits"
+
+
+def logits_among(shapes, tensor):
+    """Return the shapes that have a vocabulary dimension and are no weight matrix, whole or cut."""
+    vocabulary = {VOCABULARY, VOCABULARY // tensor}
+    matrix = vocabulary | {tiny.CONFIG.width, tiny.CONFIG.width // 2}
+    return [s for s in shapes if vocabulary & set(s) and len(s) > 1 and not set(s) <= matrix]
+
+
+@pytest.mark.parametrize("program", ["log-probs", "actor update"])
+def test_logits_exist_for_a_chunk_of_positions_at_most_and_never_travel(compiled, program):
+    (_, _, tensor, _), programs = compiled
+    sizes = [math.prod(shape) for shape in logits_among(shapes_of(programs.text(program)), tensor)]
+    assert LOGIT_CHUNK_ELEMENTS // 4 <= max(sizes) <= LOGIT_CHUNK_ELEMENTS
+    for collective in programs.collectives(program):
+        assert not logits_among(collective.shapes, tensor)

@@ -1,0 +1,49 @@
+"""What signals do, by sending real ones to this process."""
+
+import os
+import signal
+
+import pytest
+
+from jaxflow.stop import Stop, Stopped
+
+
+@pytest.fixture
+def stop():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    listening = Stop()
+    listening.listen()
+    yield listening
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_before_there_is_state_a_signal_ends_the_program(stop, number, code):
+    with pytest.raises(Stopped, match=f"stopped by {number.name}") as stopped:
+        send(number)
+    assert stopped.value.exit_code == code and not stop.wished
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_deferred_signal_is_a_wish_and_the_second_ends_the_program(stop, number, code):
+    stop.defer()
+    assert not stop.wished and stop.exit_code == 0
+    send(number)
+    assert stop.wished and stop.exit_code == code
+    with pytest.raises(Stopped):
+        send(signal.SIGTERM)
+
+
+def test_a_signal_while_the_program_ends_is_left_to_the_system(stop):
+    with pytest.raises(Stopped):
+        send(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_no_handler_of_errors_swallows_it():
+    assert not issubclass(Stopped, Exception)

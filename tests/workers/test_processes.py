@@ -1,0 +1,210 @@
+"""Real processes: Ray's and the driver's, killed, stopped and attacked at their worst moments."""
+
+import contextlib
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from runs import Command, environment, flags, rows, run_to_end
+
+pytestmark = pytest.mark.slow
+
+GONE_SECONDS = 30
+CORE = ("jaxflow.main", "ray::Host", "ray::IDLE", "raylet/raylet", "gcs_server")
+REWARD = """
+import pathlib, time
+def compute_score(data_source, solution_str, ground_truth, extra_info):
+    if pathlib.Path(__file__).with_name("slow").exists():
+        time.sleep(0.03)
+    return len(solution_str) / 8
+"""
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """Changes for a run whose every step can be caught, with the Kullback-Leibler coefficient as state."""
+    folder = tmp_path_factory.mktemp("reward")
+    (folder / "reward.py").write_text(REWARD)
+    (folder / "slow").touch()
+    return {
+        "reward.function": f"{folder}/reward.py:compute_score",
+        "algorithm.kl.controller": "adaptive",
+        "algorithm.kl.horizon_sequences": 50.0,
+        "checkpoint.every_steps": 1,
+        "warm_start.steps": 100,
+    }
+
+
+@pytest.fixture(scope="module")
+def straight(asked, tmp_path_factory):
+    """An uninterrupted run in Ray."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    with Command(*flags(workdir, **asked)) as command:
+        ended = command.end()
+        assert ended.code == 0 and ended.errors == "", ended.errors
+        assert gone(command)
+    return workdir
+
+
+def gone(command):
+    """Whether every process that holds devices, data or ports for callers has ended in time."""
+    deadline = time.monotonic() + GONE_SECONDS
+    while time.monotonic() < deadline:
+        if not any(name in line for line in command.alive().values() for name in CORE):
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def listens_beyond_loopback(processes):
+    """The addresses in /proc/net of listening sockets of these processes that other machines could reach."""
+    sockets = set()
+    for number in processes:
+        for link in pathlib.Path(f"/proc/{number}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                sockets.add(os.readlink(link))
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in pathlib.Path("/proc/net", table).read_text().splitlines()[1:]:
+            address, state, inode = (line.split()[column] for column in (1, 3, 9))
+            if state == "0A" and f"socket:[{inode}]" in sockets:
+                found.append(address.split(":")[0])
+    assert found, "a cluster that listens nowhere was not looked at rightly"
+    return [address for address in found if not address.endswith("0100007F")]
+
+
+def test_both_launchers_give_the_same_bits(straight, asked, tmp_path):
+    ended = run_to_end(*flags(tmp_path, **asked, **{"cluster.launcher": "inprocess"}))
+    assert ended.code == 0, ended.errors
+    assert rows(tmp_path) == rows(straight)
+
+
+def wait_for_a_save(workdir):
+    deadline = time.monotonic() + 60
+    while not list(workdir.glob("checkpoints/.writing_*/*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    ("moment", "launcher"), [("warm start", "inprocess"), ("save", "inprocess"), ("step", "ray")]
+)
+def test_a_killed_run_goes_on_with_the_same_bits(straight, asked, tmp_path, moment, launcher):
+    workdir = tmp_path / "run"
+    arguments = flags(workdir, **asked, **{"cluster.launcher": launcher})
+    with Command(*arguments) as command:
+        command.wait_for({"warm start": "first supervised", "save": "step 1/", "step": "step 2/"}[moment])
+        if moment == "save":
+            wait_for_a_save(workdir)
+        command.kill_all()
+        assert command.end().code == -signal.SIGKILL
+    if moment == "save":
+        assert list(workdir.glob("checkpoints/.writing_*"))
+    assert moment == "warm start" or len(rows(workdir)) < 5
+    ended = run_to_end(*arguments)
+    assert ended.code == 0, ended.errors
+    assert rows(workdir) == rows(straight)
+
+
+def test_ctrl_c_to_the_whole_group_saves_and_the_same_command_goes_on(straight, asked, tmp_path):
+    with Command(*flags(tmp_path, **asked)) as command:
+        command.wait_for("step 2/")
+        command.send_to_group(signal.SIGINT)
+        ended = command.end()
+        assert ended.code == 130 and ended.errors == "", ended.errors
+        assert "the same --workdir continues" in ended.output
+        assert gone(command)
+    assert len(rows(tmp_path)) < 5
+    # The launcher decides no bit, and this one starts sooner.
+    assert run_to_end(*flags(tmp_path, **asked, **{"cluster.launcher": "inprocess"})).code == 0
+    assert rows(tmp_path) == rows(straight)
+
+
+def test_sigterm_saves_and_a_second_one_ends_at_once(asked, tmp_path):
+    changes = asked | {"cluster.launcher": "inprocess", "run.total_steps": 1000, "checkpoint.every_steps": 0}
+    with Command(*flags(tmp_path, **changes)) as command:
+        command.wait_for("step 1/")
+        command.send(signal.SIGTERM)
+        ended = command.end()
+    assert ended.code == 143 and ended.errors == ""
+    assert list((tmp_path / "checkpoints").glob("step_*/manifest.json"))
+    with Command(*flags(tmp_path, **changes)) as command:
+        command.wait_for("resumed after step")
+        command.wait_for("step ")
+        command.send(signal.SIGTERM)
+        time.sleep(0.1)  # two signals at one instant are one to the system
+        command.send(signal.SIGTERM)
+        started = time.monotonic()
+        ended = command.end()
+    assert ended.code == 143 and ended.errors == "stopped by SIGTERM\n"
+    assert time.monotonic() - started < 10
+
+
+CLIENT = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print(ray.is_initialized())"
+
+
+def client(address, **variables):
+    """Try to join a cluster; return whether it let us in."""
+    inherited = {k: v for k, v in environment().items() if not k.startswith("RAY_")}
+    inherited["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # look for the cluster on loopback, where it is
+    command = [sys.executable, "-c", CLIENT, address]
+    try:
+        ended = subprocess.run(
+            command,
+            env=inherited | variables,
+            capture_output=True,
+            text=True,
+            timeout=40,
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return ended.returncode == 0 and "True" in ended.stdout
+
+
+def test_ray_lets_nobody_in_without_the_token_and_dies_with_its_driver(asked, tmp_path):
+    with Command(*flags(tmp_path, **asked, **{"run.total_steps": 1000})) as command:
+        command.wait_for("step 1/")
+        raylet, line = next((n, line) for n, line in command.alive().items() if "raylet/raylet" in line)
+        address = re.search(r"--gcs-address=(\S+)", line)[1]
+        assert listens_beyond_loopback(command.alive()) == []
+        variables = pathlib.Path(f"/proc/{raylet}/environ").read_text().split("\0")
+        token = dict(item.split("=", 1) for item in variables if "=" in item)["RAY_AUTH_TOKEN"]
+        assert all(token not in line for line in command.alive().values())
+        assert client(address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+        assert not client(address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * len(token))
+        assert not client(address, RAY_AUTH_MODE="disabled")
+
+        os.kill(command.pid, signal.SIGKILL)
+        assert gone(command)
+
+
+def test_a_killed_worker_is_one_message_and_loses_no_checkpoint(asked, tmp_path):
+    with Command(*flags(tmp_path, **asked, **{"run.total_steps": 1000})) as command:
+        command.wait_for("step 2/")
+        (worker,) = [number for number, line in command.alive().items() if "ray::Host" in line]
+        os.kill(worker, signal.SIGKILL)
+        ended = command.end()
+        assert gone(command)
+    assert len(ended.errors.splitlines()) == 2, ended.errors
+    message, place = ended.errors.splitlines()
+    assert ended.code == 1 and "Traceback" not in ended.output
+    assert re.search(rf"^error: \w+\.\w+ failed in pool main, process {worker}: the process ended", message)
+    assert str(tmp_path / "error.log") in place
+    assert (tmp_path / "checkpoints/step_00000001/manifest.json").exists()
+
+
+def test_an_error_inside_a_worker_reaches_the_user_once(asked, tmp_path):
+    reward = tmp_path / "reward.py"
+    reward.write_text("def compute_score(**row):\n    raise KeyError('gone')\n")
+    changes = asked | {"reward.function": f"{reward}:compute_score", "run.evaluate_before": False}
+    with Command(*flags(tmp_path / "run", **changes)) as command:
+        ended = command.end()
+        assert gone(command)
+    assert ended.code == 2 and "Traceback" not in ended.errors + ended.output
+    assert ended.errors.count("error: ") == 1 and "KeyError: 'gone' (prompt" in ended.errors

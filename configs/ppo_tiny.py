@@ -8,7 +8,7 @@ from jaxflow.config import default_config_dict
 def get_config() -> ConfigDict:
     """Return the defaults with what this run changes."""
     config = default_config_dict()
-    config.run.total_steps = 150
+    config.run.total_steps = 120
 
     # Four simulated devices show every axis at work: rows are split in two, weights in two for training, and
     # generation holds whole weights (t_g = 1), so each step passes through the 3D-HybridEngine's switch.

@@ -61,8 +61,9 @@ def token_log_probs(
         logits = module.logits(hidden_chunk) / temperature
         normaliser = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, target_chunk[..., None], axis=-1)[..., 0]
-        mean_logit = jnp.sum(jnp.exp(logits - normaliser[..., None]) * logits, axis=-1)
-        return chosen - normaliser, normaliser - mean_logit
+        # −Σ p log p term by term: log Z − Σ p·logit would cancel where logits are large.
+        log_probs = logits - normaliser[..., None]
+        return chosen - normaliser, -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
     if chunk == length:
         log_probs, entropy = chunk_log_probs(hidden, targets)

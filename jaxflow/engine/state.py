@@ -37,6 +37,13 @@ def new_weights(model: Model, layout: Layout, seed: int, stream: int) -> Params:
     return create(jax.random.fold_in(jax.random.key(seed), stream))
 
 
+def new_head(model: Model, layout: Layout, seed: int, stream: int) -> Params:
+    """Create the head that `new_weights` would, under the same top-level name, and nothing else."""
+    shardings = layout.weights(model.names)["head"]
+    create = jax.jit(lambda key: model.create(key)["head"], out_shardings=shardings)
+    return {"head": create(jax.random.fold_in(jax.random.key(seed), stream))}
+
+
 def state_shardings(model: Model, layout: Layout, optimizer: optax.GradientTransformation) -> TrainState:
     """Return the sharding of every leaf of a TrainState: moments lie where their weights lie."""
     weights = layout.weights(model.names)

@@ -13,6 +13,7 @@ from jaxflow.engine.optimizer import Optimizer
 from jaxflow.engine.sharding import Layout
 from jaxflow.engine.state import (
     TrainState,
+    new_head,
     new_state,
     new_weights,
     restore_state,
@@ -76,8 +77,8 @@ class TrainedModel:
 
     def load_backbone(self, directory: Path) -> None:
         """Start from the saved weights of another role under a head of its own."""
-        fresh = dict(new_weights(self._model, self._layout, self._seed, self._stream))
-        self._begin(fresh | restore_weights(directory, self._model, self._layout, ("backbone",)))
+        backbone = restore_weights(directory, self._model, self._layout, ("backbone",))
+        self._begin({**backbone, **new_head(self._model, self._layout, self._seed, self._stream)})
 
     def update(self, batch: TrainingBatch, minibatch_sequences: int, epochs: int) -> dict[str, float]:
         """Run a step's updates and return their mean metrics.

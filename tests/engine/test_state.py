@@ -10,6 +10,7 @@ import tiny
 
 from jaxflow.engine.sharding import training_layout
 from jaxflow.engine.state import (
+    new_head,
     new_state,
     new_weights,
     restore_state,
@@ -148,3 +149,10 @@ def test_another_optimizer_s_state_is_refused(tmp_path):
     save_state(tmp_path, moved_state(layout))
     with pytest.raises(UserError, match="differ"):
         restore_state(tmp_path, tiny.LANGUAGE_MODEL, layout, optax.sgd(0.1, momentum=0.9))
+
+
+def test_a_head_made_alone_is_the_head_made_with_the_rest():
+    layout = training_layout(tiny.ONE_DEVICE)
+    whole = new_weights(tiny.LANGUAGE_MODEL, layout, 3, 1)
+    alone = new_head(tiny.LANGUAGE_MODEL, layout, 3, 1)
+    np.testing.assert_array_equal(np.asarray(alone["head"]["matrix"]), np.asarray(whole["head"]["matrix"]))

@@ -35,12 +35,16 @@ def main() -> None:
     for label, name in _CURVES.items():
         points = [(row[GLOBAL_STEP], row[name]) for row in rows if name in row]
         accuracy.plot(*zip(*points, strict=True), marker="o" if label.startswith("val") else "", label=label)
-        print(f"{label}: {points[0][1]:.3f} (step {points[0][0]:.0f}) → {points[-1][1]:.3f} (step {points[-1][0]:.0f})")
+        print(
+            f"{label}: {points[0][1]:.3f} (step {points[0][0]:.0f}) → {points[-1][1]:.3f} (step {points[-1][0]:.0f})"
+        )
     accuracy.axhline(0.9, color="grey", linewidth=0.8, linestyle="--")
     accuracy.set_ylabel("exact match")
     accuracy.set_ylim(0, 1)
     accuracy.legend()
-    points = [(row[GLOBAL_STEP], row["actor/reward_kl_penalty"]) for row in rows if "actor/reward_kl_penalty" in row]
+    points = [
+        (row[GLOBAL_STEP], row["actor/reward_kl_penalty"]) for row in rows if "actor/reward_kl_penalty" in row
+    ]
     divergence.plot(*zip(*points, strict=True), color="tab:red")
     divergence.set_ylabel("KL to the reference\n(nats per token)")
     divergence.set_xlabel("step")

@@ -128,11 +128,6 @@ def sequences_per_step(config: Config) -> int:
     return config.data.prompts_per_step * config.rollout.samples_per_prompt
 
 
-def updates_per_step(config: Config, role: ActorConfig | CriticConfig) -> int:
-    """Return mini-batches × passes over them."""
-    return sequences_per_step(config) // role.minibatch_sequences * role.update_epochs
-
-
 def longest_sequence_tokens(config: Config) -> int:
     """Return the tokens of the longest prompt with the longest response."""
     return config.data.max_prompt_tokens + config.rollout.max_response_tokens
@@ -151,7 +146,7 @@ def _value_parameter_count(model: DecoderConfig) -> int:
 
 def _update_plan(config: Config, role: ActorConfig | CriticConfig) -> UpdatePlan:
     replicas = mesh_sizes(config).training_replicas
-    updates = updates_per_step(config, role)
+    updates = sequences_per_step(config) // role.minibatch_sequences * role.update_epochs
     longest = [longest_sequence_tokens(config)] * role.minibatch_sequences
     return UpdatePlan(
         minibatch_sequences=role.minibatch_sequences,

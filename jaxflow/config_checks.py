@@ -17,7 +17,6 @@ from jaxflow.batch_algebra import (
     longest_sequence_tokens,
     mesh_sizes,
     sequences_per_step,
-    updates_per_step,
     with_vocabulary,
 )
 from jaxflow.config import Config, flatten, refuse
@@ -276,14 +275,6 @@ def _rule_problems(config: Config) -> Iterator[str]:
             "algorithm.kl.reward_coefficient = 0 with algorithm.kl.controller = adaptive: the controller"
             " multiplies, so it would stay 0; start above 0 or set the controller to fixed"
         )
-    for path, role in (("actor", config.actor), ("critic", config.critic)):
-        updates, optimizer = updates_per_step(config, role) * config.run.total_steps, role.optimizer
-        if optimizer.schedule != "constant" and updates <= optimizer.warmup_updates:
-            yield (
-                f"{path}.optimizer.warmup_updates = {optimizer.warmup_updates} leaves no update for the"
-                f" {optimizer.schedule} schedule: the run has {updates}; lower it, or set"
-                f" {path}.optimizer.schedule = constant"
-            )
 
 
 def _file_problems(config: Config) -> Iterator[str]:

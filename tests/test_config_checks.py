@@ -145,7 +145,6 @@ def test_the_description_holds_the_whole_chain():
         ({"rollout__dtype": "bf16"}, "it is one of: float32, bfloat16"),
         ({"data__task": "additions"}, "did you mean 'addition'?"),
         ({"algorithm__kl__controller": "adaptive", "algorithm__kl__reward_coefficient": 0.0}, "would stay 0"),
-        ({"actor__optimizer__schedule": "cosine", "actor__optimizer__warmup_updates": 60}, "the run has 60"),
         ({"actor__weights": "/nowhere"}, "actor.weights: no such directory: /nowhere"),
         ({"reward__function": "rewards.py"}, "expected path.py:function"),
         ({"reward__function": "/nowhere.py:score"}, "reward.function: no such file: /nowhere.py"),
@@ -166,7 +165,7 @@ def test_each_contradiction_is_named_with_its_mend(changes, expected):
         {"rollout__temperature": 0},
         {"algorithm__dual_clip": 0},
         {"actor__model__vocabulary_size": 130},
-        {"actor__optimizer__schedule": "linear", "actor__optimizer__warmup_updates": 41},
+        {"actor__optimizer__schedule": "linear", "actor__optimizer__warmup_updates": 1000},
         {"actor__optimizer__schedule": "constant", "actor__optimizer__warmup_updates": 1000},
         {"actor__microbatch_tokens_per_device": 32},
         {"warm_start__steps": 0, "warm_start__sequences_per_step": 7},
@@ -248,10 +247,6 @@ def test_all_contradictions_are_reported_at_once():
 
 
 def test_sizes_of_zero_are_reported_without_dividing_by_them():
-    zeros = {
-        key.replace(".", "__"): 0
-        for key in GOOD
-        if key not in ("run.total_steps", "cluster.devices")
-    }
+    zeros = {key.replace(".", "__"): 0 for key in GOOD if key not in ("run.total_steps", "cluster.devices")}
     found = problems(config(**zeros, actor__model__kv_heads=0))
     assert sum("must be at least 1" in problem for problem in found) == len(zeros) + 1

@@ -24,7 +24,9 @@ class DecoderConfig:
     norm_epsilon: float = 1e-5
     tied_embeddings: bool = False  # the output head is the transposed embedding table
     compute_dtype: str = "float32"  # float32 | bfloat16, of activations; master weights stay float32
-    remat: bool = True  # recompute each layer in the backward pass instead of keeping its activations
+    remat: bool = (
+        True  # recompute each layer from its input in the backward pass; off: keep products with weights
+    )
 
     @property
     def padded_vocabulary_size(self) -> int:

@@ -134,7 +134,12 @@ def check(config: Config, vocabulary_size: int | None, devices_available: int | 
     `vocabulary_size` is the tokenizer's and `devices_available` the machine's; None where not known (yet).
     Raises `UserError` with every problem found: what, where, how to mend it.
     """
-    problems = [*_wrong_names(config), *_out_of_range(config), *_file_problems(config)]
+    problems = [
+        *_wrong_names(config),
+        *_out_of_range(config),
+        *_file_problems(config),
+        *_task_problems(config),
+    ]
     problems += _device_problems(config, devices_available)
     # Sizes below one are reported above; nothing can be divided by them.
     if all(value >= 1 for key, value in _numbers(config) if _RANGES.get(key) == _FROM_ONE):
@@ -277,6 +282,18 @@ def _rule_problems(config: Config) -> Iterator[str]:
         )
 
 
+def _task_problems(config: Config) -> Iterator[str]:
+    if config.data.train_files or config.data.task not in TASKS:
+        return
+    task = TASKS[config.data.task]()
+    for path, tokens, needed in (
+        ("data.max_prompt_tokens", config.data.max_prompt_tokens, task.max_prompt_tokens),
+        ("rollout.max_response_tokens", config.rollout.max_response_tokens, task.max_response_tokens),
+    ):
+        if tokens < needed:
+            yield f"{path} = {tokens}: the task {task.name} needs {needed}; set it to at least {needed}"
+
+
 def _file_problems(config: Config) -> Iterator[str]:
     data, function = config.data, config.reward.function
     for key, files in (("train_files", data.train_files), ("validation_files", data.validation_files)):
@@ -291,6 +308,8 @@ def _file_problems(config: Config) -> Iterator[str]:
         yield "data.train_files needs reward.function: path.py:function"
     if data.train_files and config.warm_start.steps > 0:
         yield "warm_start.steps > 0 imitates the built-in task, which data.train_files replaces; set it to 0"
+    if data.tokenizer and not data.train_files:
+        yield "data.tokenizer without data.train_files: a built-in task has its own tokenizer; set it to ''"
     if data.validation_files and not data.train_files:
         yield "data.validation_files without data.train_files: a built-in task validates on its own rows"
     for key, directory in (

@@ -39,6 +39,7 @@ MICRO = {
     "cluster.devices": 2,
     "cluster.mesh.data": 2,
     "cluster.mesh.tensor": 1,
+    "data.task": "addition",
     "data.max_prompt_tokens": 8,
     "data.prompts_per_step": 8,
     "data.validation_prompts": 16,

@@ -61,11 +61,11 @@ def addition() -> Task:
 
 
 def reversal() -> Task:
-    """Make the task of writing a word backwards: "bcad>" asks for "dacb"; words have 3 to 8 letters."""
+    """Make the task of writing a word backwards: "bcad>" asks for "dacb"; words have 3 to 6 letters."""
     letters = "abcdef"
     # A seed of its own: the words are the task, the run's seed only splits them.
     generator = np.random.default_rng(0)
-    lengths = generator.integers(3, 9, size=10_000)
+    lengths = generator.integers(3, 7, size=10_000)
     words = ("".join(generator.choice(list(letters), size=length)) for length in lengths)
     examples = tuple((f"{word}>", word[::-1]) for word in dict.fromkeys(words))
     return _task("reversal", letters + ">", examples, validation_count=512)

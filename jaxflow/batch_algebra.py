@@ -41,7 +41,6 @@ class UpdatePlan:
     minibatches: int  # per pass over the step's sequences
     updates_per_step: int  # mini-batches × passes
     total_updates: int  # of the run: where the learning-rate schedule ends
-    microbatch_tokens: int  # padded tokens in one forward/backward pass over all devices, at most
     microbatches_if_longest: int  # per mini-batch, were every sequence the longest
 
 
@@ -153,6 +152,5 @@ def _update_plan(config: Config, role: ActorConfig | CriticConfig) -> UpdatePlan
         minibatches=sequences_per_step(config) // role.minibatch_sequences,
         updates_per_step=updates,
         total_updates=updates * config.run.total_steps,
-        microbatch_tokens=role.microbatch_tokens_per_device * replicas,
         microbatches_if_longest=len(plan_micro_batches(longest, role.microbatch_tokens_per_device, replicas)),
     )

@@ -68,7 +68,6 @@ def test_the_batch_algebra_is_the_one_computed_by_hand():
         minibatches=3,
         updates_per_step=6,
         total_updates=60,
-        microbatch_tokens=1280,
         microbatches_if_longest=4,
     )
     assert (derived.critic.minibatches, derived.critic.updates_per_step, derived.critic.total_updates) == (

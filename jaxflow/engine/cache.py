@@ -18,8 +18,3 @@ def empty_cache(config: DecoderConfig, rows: int, positions: int, dtype: str, la
         tuple(layout.constrain(jnp.zeros(shape, dtype), NAMES) for _ in ("keys", "values"))
         for _ in range(config.layers)
     )
-
-
-def cache_bytes(config: DecoderConfig, rows: int, positions: int, itemsize: int) -> int:
-    """Return the size of a whole cache: 2 · L · B · K · S · H · itemsize."""
-    return 2 * config.layers * rows * config.kv_heads * positions * config.head_width * itemsize

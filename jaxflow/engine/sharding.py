@@ -72,7 +72,10 @@ def training_layout(mesh: Mesh) -> Layout:
 
 
 def generation_layout(mesh: Mesh) -> Layout:
-    """Return the generation column on this mesh."""
+    """Return the generation column on this mesh; ValueError if the table breaks the prefix rule."""
+    broken = broken_prefixes(TABLE)
+    if broken:
+        raise ValueError(f"generation axes are not a prefix of the training axes: {', '.join(broken)}")
     return Layout(mesh, {name: columns[1] for name, columns in TABLE.items()})
 
 

@@ -26,12 +26,6 @@ Constrain = Callable[[Array, Sequence[str | None]], Array]
 """(activation, one logical name or None per dimension) -> the same activation, its layout bound."""
 
 
-def unconstrained(activation: Array, names: Sequence[str | None]) -> Array:
-    """Leave the layout to the compiler: the `Constrain` of a single device."""
-    del names
-    return activation
-
-
 def rotary_angles(
     positions: Int[Array, "B T"], head_width: int, theta: float
 ) -> tuple[Float[Array, "B T 1 H/2"], Float[Array, "B T 1 H/2"]]:

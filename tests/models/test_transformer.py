@@ -13,7 +13,6 @@ from jaxflow.engine import attention
 from jaxflow.engine.sharding import training_layout
 from jaxflow.engine.state import new_weights
 from jaxflow.models.heads import PADDING_LOGIT
-from jaxflow.models.layers import unconstrained
 from jaxflow.models.transformer import LanguageModel, describe
 
 LAYOUT = training_layout(tiny.ONE_DEVICE)
@@ -22,7 +21,7 @@ TOKENS = np.random.default_rng(0).integers(0, tiny.CONFIG.vocabulary_size, (3, 1
 
 def hidden_of(module, tokens):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return module.backbone(jnp.asarray(tokens), positions, attention.whole_sequence("cpu"), unconstrained)
+    return module.backbone(jnp.asarray(tokens), positions, attention.whole_sequence("cpu"), lambda x, _: x)
 
 
 def logits_of(model, params, tokens):

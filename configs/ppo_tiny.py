@@ -12,10 +12,10 @@ def get_config() -> ConfigDict:
 
     # Four simulated devices show every axis at work: rows are split in two, weights in two for training, and
     # generation holds whole weights (t_g = 1), so each step passes through the 3D-HybridEngine's switch.
-    config.cluster.devices = 4
-    config.cluster.mesh.data = 2
-    config.cluster.mesh.tensor = 2
-    config.cluster.mesh.generation_tensor = 1
+    config.cluster.pools.main.devices_per_host = 4
+    config.cluster.pools.main.mesh.data = 2
+    config.cluster.pools.main.mesh.tensor = 2
+    config.cluster.pools.main.mesh.generation_tensor = 1
 
     # "bcad>" asks for "dacb". Words have 3 to 6 letters, so responses differ in length.
     config.data.task = "reversal"

@@ -1,4 +1,4 @@
-"""What a config amounts to: prompts → sequences → mini-batches → micro-batches → updates, on which mesh.
+"""What a config amounts to: prompts → sequences → mini-batches → micro-batches → updates, on which pools.
 
 Pure arithmetic on a config that `config_checks.check` accepts. Knows no device, file or tokenizer.
 """
@@ -7,30 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from jaxflow.config import ActorConfig, Config, CriticConfig
 from jaxflow.engine.batching import plan_micro_batches
 from jaxflow.models.decoder_config import DecoderConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshSizes:
-    """The axes of the pool's mesh; generation shards weights over `tensor` and rows over the others."""
-
-    data: int
-    fsdp: int
-    tensor: int  # t_g
-    micro: int  # t / t_g
-
-    @property
-    def training_replicas(self) -> int:
-        """Count the groups of devices that the rows of training and scoring are split over."""
-        return self.data * self.fsdp
-
-    @property
-    def generation_replicas(self) -> int:
-        """Count the groups of devices that the rows of generation are split over."""
-        return self.data * self.fsdp * self.micro
+from jaxflow.placement import MeshSizes, PoolPlan, describe_pool, plan_pools, roles_with_models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,60 +30,76 @@ class UpdatePlan:
 class Derived:
     """The sizes that follow from a config, computed once."""
 
-    mesh: MeshSizes
+    pools: Mapping[str, PoolPlan]  # by name
     actor_model: DecoderConfig  # vocabulary filled in
     critic_model: DecoderConfig
+    reward_model: DecoderConfig
     prompts_per_step: int
     sequences_per_step: int  # prompts × samples per prompt
     longest_sequence_tokens: int  # prompt + response
     generation_rows: int  # of each generation replica, per step
-    generation_rounds: int  # of at most rollout.sequences_per_device rows each
+    generation_rounds: int  # of at most rollout.sequences_per_device rows each, over all parts of the step
     actor: UpdatePlan
-    critic: UpdatePlan
+    critic: UpdatePlan | None  # None where no pool has a critic: the algorithm needs none
+
+    def pool_of(self, role: str) -> str:
+        """Return the name of the pool that a role stands in; KeyError where it stands in none."""
+        return {placed: name for name, plan in self.pools.items() for placed in plan.roles}[role]
 
 
 def derive(config: Config, vocabulary_size: int) -> Derived:
     """Compute the batch algebra of a config that `check` accepts; the tokenizer gives `vocabulary_size`."""
-    mesh = mesh_sizes(config)
-    sequences = sequences_per_step(config)
-    rows = sequences // mesh.generation_replicas
+    pools = plan_pools(config)
+    meshes: dict[str, MeshSizes] = {role: plan.mesh for plan in pools.values() for role in plan.roles}
+    sequences, parts = sequences_per_step(config), config.rollout.parts
+    rows = sequences // meshes["actor"].generation_replicas
     return Derived(
-        mesh=mesh,
+        pools=pools,
         actor_model=with_vocabulary(config.actor.model, vocabulary_size),
         critic_model=with_vocabulary(config.critic_model, vocabulary_size),
+        reward_model=with_vocabulary(config.reward_model, vocabulary_size),
         prompts_per_step=config.data.prompts_per_step,
         sequences_per_step=sequences,
         longest_sequence_tokens=longest_sequence_tokens(config),
         generation_rows=rows,
-        generation_rounds=math.ceil(rows / config.rollout.sequences_per_device),
-        actor=_update_plan(config, config.actor),
-        critic=_update_plan(config, config.critic),
+        generation_rounds=parts * math.ceil(rows // parts / config.rollout.sequences_per_device),
+        actor=_update_plan(config, config.actor, meshes["actor"].training_replicas),
+        critic=_update_plan(config, config.critic, meshes["critic"].training_replicas)
+        if "critic" in meshes
+        else None,
     )
 
 
 def describe(config: Config, derived: Derived) -> str:
-    """Return the resolved batch algebra, mesh and model sizes as lines for people."""
-    mesh, prompts, sequences = derived.mesh, derived.prompts_per_step, derived.sequences_per_step
+    """Return the resolved placement, batch algebra and model sizes as lines for people."""
+    prompts, sequences = derived.prompts_per_step, derived.sequences_per_step
     cluster, rollout = config.cluster, config.rollout
-    policy, value = derived.actor_model.parameter_count, _value_parameter_count(derived.critic_model)
-    lines = [
-        f"devices     {cluster.devices} ({cluster.platform}), launcher {cluster.launcher}",
-        f"  training    data {mesh.data} × fsdp {mesh.fsdp} × tensor {mesh.tensor * mesh.micro}"
-        f" → rows over {mesh.training_replicas} replicas",
-        f"  generation  data {mesh.data} × fsdp {mesh.fsdp} × micro {mesh.micro} × tensor {mesh.tensor}"
-        f" → rows over {mesh.generation_replicas} replicas",
-        f"parameters  actor {policy:,} · reference {policy:,} · critic {value:,}"
-        f" (vocabulary {derived.actor_model.vocabulary_size})",
-        f"step        {prompts} prompts × {rollout.samples_per_prompt} samples = {sequences} sequences",
+    decoders = {
+        "actor": derived.actor_model,
+        "reference": derived.actor_model,
+        "critic": derived.critic_model,
+        "reward": derived.reward_model,
+    }
+    models = {role: decoders[role] for role in roles_with_models(config)}
+    devices = sum(plan.mesh.devices for plan in derived.pools.values())
+    lines = [f"devices     {devices} ({cluster.platform}), launcher {cluster.launcher}"]
+    for name, plan in derived.pools.items():
+        lines += describe_pool(name, plan, models, rollout.dtype)
+    in_parts = f" in {rollout.parts} parts" if rollout.parts > 1 else ""
+    lines += [
+        f"step        {prompts} prompts × {rollout.samples_per_prompt} samples = {sequences} sequences{in_parts}",
         f"  tokens      at most {config.data.max_prompt_tokens} prompt + {rollout.max_response_tokens}"
-        f" response = {derived.longest_sequence_tokens} per sequence",
+        f" response = {derived.longest_sequence_tokens} per sequence"
+        f" (vocabulary {derived.actor_model.vocabulary_size})",
         f"  generate    {derived.generation_rows} sequences per replica in {derived.generation_rounds}"
         f" round(s) of at most {rollout.sequences_per_device}",
         *_describe_updates("actor", sequences, derived.actor, config.actor),
-        *_describe_updates("critic", sequences, derived.critic, config.critic),
-        f"run         {config.run.total_steps} steps → {derived.actor.total_updates} actor updates,"
-        f" {derived.critic.total_updates} critic updates",
     ]
+    updates = f"{derived.actor.total_updates} actor updates"
+    if derived.critic is not None:
+        lines += _describe_updates("critic", sequences, derived.critic, config.critic)
+        updates += f", {derived.critic.total_updates} critic updates"
+    lines.append(f"run         {config.run.total_steps} steps → {updates}")
     return "\n".join(lines)
 
 
@@ -114,12 +112,6 @@ def _describe_updates(
         f"              micro-batches of at most {config.microbatch_tokens_per_device} padded tokens per"
         f" device: {plan.microbatches_if_longest} per mini-batch if every sequence is the longest",
     )
-
-
-def mesh_sizes(config: Config) -> MeshSizes:
-    """Return the mesh with the training tensor axis split into `tensor` × `micro`."""
-    mesh = config.cluster.mesh
-    return MeshSizes(mesh.data, mesh.fsdp, mesh.generation_tensor, mesh.tensor // mesh.generation_tensor)
 
 
 def sequences_per_step(config: Config) -> int:
@@ -138,13 +130,7 @@ def with_vocabulary(model: DecoderConfig, vocabulary_size: int) -> DecoderConfig
     return dataclasses.replace(model, vocabulary_size=chosen)
 
 
-def _value_parameter_count(model: DecoderConfig) -> int:
-    """Count a critic's weights: one vector of the model's width in place of the token head."""
-    return dataclasses.replace(model, tied_embeddings=True).parameter_count + model.width
-
-
-def _update_plan(config: Config, role: ActorConfig | CriticConfig) -> UpdatePlan:
-    replicas = mesh_sizes(config).training_replicas
+def _update_plan(config: Config, role: ActorConfig | CriticConfig, replicas: int) -> UpdatePlan:
     updates = sequences_per_step(config) // role.minibatch_sequences * role.update_epochs
     longest = [longest_sequence_tokens(config)] * role.minibatch_sequences
     return UpdatePlan(

@@ -8,16 +8,16 @@ see these classes: they are handed plain values.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from ml_collections import config_dict
+from absl import flags
+from ml_collections import config_dict, config_flags
 
+from jaxflow.config_tree import group_of, key_paths, keys_in, leaves, read_group, unknown_key, unknown_keys
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.types import UserError
 
@@ -45,7 +45,7 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes of the pool; their product is the number of devices."""
+    """Sizes of the mesh axes of one pool; data × fsdp × tensor is the number of its devices."""
 
     data: int = 1  # data-parallel replicas
     fsdp: int = 1  # ways the weights and optimizer are sharded over replicas that see different rows (ZeRO-3)
@@ -54,15 +54,33 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PoolConfig:
+    """Devices that the roles placed on them take turns on; pools have no device in common and run at once."""
+
+    roles: tuple[str, ...] = ()  # each role of the algorithm stands in exactly one pool
+    hosts: int = 1  # worker processes, one per host; together they run one mesh
+    devices_per_host: int = 1
+    mesh: MeshConfig = MeshConfig()
+
+
+def _one_pool() -> dict[str, PoolConfig]:
+    return {"main": PoolConfig(roles=("actor", "critic", "reference", "reward", "estimator"))}
+
+
+@dataclasses.dataclass(frozen=True)
 class ClusterConfig:
-    """Where the run happens."""
+    """Where the run happens, and how long it waits for what does not answer."""
 
     launcher: str = "ray"  # ray: workers in Ray actors | inprocess: the same roles in this process, to debug
     platform: str = "cpu"  # cpu: simulated devices | gpu
-    devices: int = 1  # devices of the pool that all roles share
-    mesh: MeshConfig = MeshConfig()
+    pools: Mapping[str, PoolConfig] = dataclasses.field(default_factory=_one_pool)  # by a name of your own
+    address: str = ""  # empty: a Ray of its own on this machine | auto or host:port: join a running one
     compilation_cache: str = "user"  # user: the user's cache folder | a path | off
     start_timeout_seconds: float = 120.0  # workers must be up by then
+    heartbeat_timeout_seconds: float = 60.0  # a worker that gives no sign of life for so long is lost
+    # Longest call of a role; then all workers' Python stacks are written down and the workers are lost.
+    stage_timeout_seconds: float = 3600.0
+    max_restarts: int = 2  # times that one run rebuilds lost workers from the last checkpoint before it fails
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +141,7 @@ class RolloutConfig:
     ignore_end_token: bool = False  # generate to the limit (benchmarks)
     dtype: str = "float32"  # float32 | bfloat16, of generation weights and key/value cache
     sequences_per_device: int = 256  # rows generated at once by each device
+    parts: int = 1  # calls that generate a step's rows; other pools score a part while the next is generated
     score_microbatch_tokens_per_device: int = 16384  # padded tokens in one scoring pass of one device
     validation_temperature: float = 0.0  # validation is greedy, one sample
 
@@ -177,22 +196,27 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """The reward function and what a row gets when it fails."""
+    """What judges a response: a function or a model; and what a row gets when the function fails."""
 
+    kind: str = "function"  # function | model: the function still says which responses are accurate
     function: str = (
         ""  # path.py:function with compute_score(data_source, solution_str, ground_truth, extra_info)
     )
     fallback_score: float = 0.0  # for a row whose reward raises or is not a finite number; counted
     max_failed_fraction: float = 0.5  # of a step's rows; above it the run stops: the function is broken
+    weights: str = ""  # of a reward model, as actor.weights; empty: learnt in the warm start
+    model: DecoderConfig | None = None  # as critic.model, of a reward model
 
 
 @dataclasses.dataclass(frozen=True)
 class WarmStartConfig:
     """Supervised steps on the task's own solutions before the first reinforcement-learning step."""
 
-    steps: int = 0  # 0: none
+    steps: int = 0  # of the actor; 0: none
     sequences_per_step: int = 128
     learning_rate: float = 1e-3
+    reward_steps: int = 0  # in which a reward model learns to tell right answers from wrong ones; 0: none
+    reward_learning_rate: float = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +227,7 @@ class TrackingConfig:
     samples_per_evaluation: int = (
         6  # rows shown in the console table; all validation answers go to samples.jsonl
     )
+    timeline_steps: int = 1000  # first steps after each start of the run that timeline.json shows; 0: none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +235,7 @@ class Config:
     """One run, whole."""
 
     run: RunConfig = RunConfig()
-    cluster: ClusterConfig = ClusterConfig()
+    cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
     data: DataConfig = DataConfig()
     reward: RewardConfig = RewardConfig()
     actor: ActorConfig = ActorConfig()
@@ -226,13 +251,34 @@ class Config:
         """Return the critic's decoder: its own where one is asked for, the actor's otherwise."""
         return self.actor.model if self.critic.model is None else self.critic.model
 
+    @property
+    def reward_model(self) -> DecoderConfig:
+        """Return the decoder of a reward model: its own where one is asked for, the actor's otherwise."""
+        return self.actor.model if self.reward.model is None else self.reward.model
+
+
+# Sections whose `model` follows actor.model in the keys that it leaves unset.
+_FOLLOWERS = ("critic", "reward")
+
 
 def default_config_dict() -> config_dict.ConfigDict:
     """Return every key with its default, for a config file to change and the command line to override.
 
-    `critic.model` is there with empty keys of the right types: those that stay empty follow `actor.model`.
+    `critic.model` and `reward.model` are there with empty keys of the right types: those that stay empty follow
+    `actor.model`.
     """
     return config_dict.ConfigDict(_default_tree(Config()))
+
+
+def pool(
+    roles: Sequence[str],
+    hosts: int = PoolConfig.hosts,
+    devices_per_host: int = PoolConfig.devices_per_host,
+    **mesh: int,
+) -> config_dict.ConfigDict:
+    """Return one pool for a config file: `config.cluster.pools = {"main": pool([...], 1, 4, data=2, tensor=2)}`."""
+    chosen = PoolConfig(tuple(roles), hosts, devices_per_host, MeshConfig(**mesh))
+    return config_dict.ConfigDict(_default_tree(chosen))
 
 
 def from_config_dict(values: config_dict.ConfigDict) -> Config:
@@ -255,34 +301,66 @@ def from_json(tree: Mapping[str, object]) -> Config:
 
 def flatten(config: Config) -> dict[str, object]:
     """Return every value under its dotted key, in the order of the schema."""
-
-    def leaves(tree: Mapping[str, object], prefix: str) -> Iterator[tuple[str, object]]:
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                yield from leaves(value, f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}", value
-
-    return dict(leaves(dataclasses.asdict(config), ""))
+    return dict(leaves(dataclasses.asdict(config)))
 
 
 def difference(a: Config, b: Config) -> list[str]:
     """Return the dotted keys in which two configs differ, in the order of the schema."""
     old, new = flatten(a), flatten(b)
-    return [key for key, _ in _schema_paths(Config, "") if old.get(key) != new.get(key)]
+    known = key_paths(Config, dataclasses.asdict(a), dataclasses.asdict(b))
+    return [key for key in known if old.get(key) != new.get(key)]
 
 
-def check_overrides(arguments: Sequence[str]) -> None:
-    """Refuse `--config.KEY=VALUE` arguments whose key the schema lacks, all at once, before flags are parsed.
+def override(values: config_dict.ConfigDict, arguments: Sequence[str]) -> list[str]:
+    """Set what `--config.KEY=VALUE` arguments say in a config file's result; return the other arguments.
+
+    Raises `UserError` with every key that neither the schema nor the file's pools have, or a value that cannot be.
+    """
+    _complete(values)
+    check_overrides(arguments, values)
+    parser = flags.FlagValues()
+    parser.set_gnu_getopt()
+    line = ["", *arguments]
+    config_flags.DEFINE_config_dict("config", values, flag_values=parser, sys_argv=line)
+    try:
+        return parser(line, known_only=True)[1:]
+    except (flags.Error, TypeError) as error:
+        raise UserError(f"the command line: {str(error).splitlines()[0]}") from error
+
+
+def check_overrides(arguments: Sequence[str], values: config_dict.ConfigDict) -> None:
+    """Refuse `--config.KEY=VALUE` arguments whose key the schema, or the file's pools, lack, all at once.
 
     The flag parser would stop at the first one with a stack trace.
     """
     matches = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in arguments)
     keys = list(dict.fromkeys(match[1] for match in matches if match is not None))
-    paths = dict(_schema_paths(Config, ""))
-    problems = [_unknown_key(key) for key in keys if key not in paths]
-    problems += [f"{key}: is a group; set one of {_keys_below(key)}" for key in keys if paths.get(key, False)]
+    known = key_paths(Config, values.to_dict())
+    problems = [unknown_key(key, known) for key in keys if key not in known]
+    problems += [
+        f"{key}: is a group; set one of {', '.join(keys_in(key, known))}"
+        for key in keys
+        if known.get(key, False)
+    ]
     refuse("the command line", problems)
+
+
+def _complete(values: config_dict.ConfigDict) -> None:
+    """Add the keys that a config file left out: the flag parser sets only what is there."""
+    defaults = _default_tree(Config())
+    cluster = values.to_dict().get("cluster")
+    if isinstance(cluster, Mapping) and isinstance(cluster.get("pools"), Mapping):
+        defaults["cluster"]["pools"] = {name: _default_tree(PoolConfig()) for name in cluster["pools"]}
+    with values.unlocked():
+        _fill(values, defaults)
+
+
+def _fill(values: config_dict.ConfigDict, defaults: Mapping[str, typing.Any]) -> None:
+    for key, default in defaults.items():
+        if key not in values:
+            values[key] = default
+        elif isinstance(default, Mapping) and isinstance(values[key], config_dict.ConfigDict):
+            _fill(values[key], default)
 
 
 def refuse(what: str, problems: Sequence[str]) -> None:
@@ -298,8 +376,10 @@ def _default_tree(group: object) -> dict[str, object]:
         value = vars(group)[key]
         if dataclasses.is_dataclass(value):
             tree[key] = _default_tree(value)
+        elif isinstance(value, Mapping):
+            tree[key] = {name: _default_tree(entry) for name, entry in value.items()}
         elif isinstance(hint, types.UnionType):
-            kinds = typing.get_type_hints(_group_of(hint))
+            kinds = typing.get_type_hints(group_of(hint))
             tree[key] = {name: config_dict.placeholder(kind) for name, kind in kinds.items()}
         else:
             tree[key] = value
@@ -307,90 +387,14 @@ def _default_tree(group: object) -> dict[str, object]:
 
 
 def _from_tree(tree: Mapping[str, typing.Any], what: str) -> Config:
-    problems: list[str] = []
-    config = _read_group(Config, tree, "", problems)
+    problems = unknown_keys(Config, tree)
+    config = read_group(Config, tree, "", problems)
     refuse(what, problems)
-    if config.critic.model is None:
-        return config
-    asked = {key for key, value in tree["critic"]["model"].items() if value is not None}
-    own = {key: value for key, value in vars(config.critic.model).items() if key in asked}
-    critic = dataclasses.replace(config.critic, model=dataclasses.replace(config.actor.model, **own))
-    return dataclasses.replace(config, critic=critic)
-
-
-def _read_group(group: type, tree: Mapping[str, object], prefix: str, problems: list[str]) -> typing.Any:
-    hints = typing.get_type_hints(group)
-    problems += [_unknown_key(f"{prefix}{key}") for key in tree if key not in hints]
-    known = {key: hint for key, hint in hints.items() if key in tree}
-    return group(**{k: _read_value(hint, tree[k], f"{prefix}{k}", problems) for k, hint in known.items()})
-
-
-def _read_value(hint: typing.Any, value: object, path: str, problems: list[str]) -> object:
-    group = _group_of(hint)
-    if isinstance(hint, types.UnionType):
-        if isinstance(value, Mapping):
-            value = {key: item for key, item in value.items() if item is not None}
-        if value is None or value == {}:
-            return None
-    if group is not None and isinstance(value, Mapping):
-        return _read_group(group, value, f"{path}.", problems)
-    # A bool is an int to Python; in a config it is a mistake.
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is float and is_number and math.isfinite(value):
-        return float(value)
-    if hint is int and is_number and isinstance(value, int):
-        return value
-    if hint in (bool, str) and isinstance(value, hint):
-        return value
-    is_list = typing.get_origin(hint) is tuple and isinstance(value, list | tuple)
-    if is_list and all(isinstance(item, str) for item in value):
-        return tuple(value)
-    problems.append(f"{path}: expected {_kind(hint)}, got {value!r} ({type(value).__name__})")
-    return value
-
-
-def _kind(hint: typing.Any) -> str:
-    if _group_of(hint) is not None:
-        return "a group of keys"
-    kinds = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
-    return kinds.get(hint, "a list of texts")
-
-
-def _group_of(hint: typing.Any) -> type | None:
-    """Return the dataclass that a field holds (optionally), or None where it holds a plain value."""
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
-
-
-def _schema_paths(group: type, prefix: str) -> Iterator[tuple[str, bool]]:
-    """Yield every dotted key of the schema and whether it is a group."""
-    for key, hint in typing.get_type_hints(group).items():
-        below = _group_of(hint)
-        yield f"{prefix}{key}", below is not None
-        if below is not None:
-            yield from _schema_paths(below, f"{prefix}{key}.")
-
-
-def _keys_below(path: str) -> str:
-    prefix = f"{path}." if path else ""
-    below = (key.removeprefix(prefix) for key, _ in _schema_paths(Config, "") if key.startswith(prefix))
-    return ", ".join(key for key in below if "." not in key)
-
-
-def _unknown_key(path: str) -> str:
-    """Say which right key, in any group, is most like a wrong one: by spelling, initials, then by group."""
-    group, _, name = path.rpartition(".")
-
-    def likeness(candidate: str) -> tuple[float, float]:
-        candidate_group, _, candidate_name = candidate.rpartition(".")
-        initials = "".join(word[0] for word in candidate_name.split("_"))
-        same_initials = len(name) > 1 and name == initials
-        of_names = 1.0 if same_initials else difflib.SequenceMatcher(None, name, candidate_name).ratio()
-        return of_names, difflib.SequenceMatcher(None, group, candidate_group).ratio()
-
-    ranked = [(*likeness(key), key) for key, _ in _schema_paths(Config, "")]
-    alike = [(of_names + 0.5 * of_groups, key) for of_names, of_groups, key in ranked if of_names >= 0.6]
-    if alike:
-        return f"{path}: no such key; nearest: {max(alike)[1]}"
-    known = group if any(key == group for key, is_group in _schema_paths(Config, "") if is_group) else ""
-    return f"{path}: no such key; {known or 'the config'} holds: {_keys_below(known)}"
+    for section in _FOLLOWERS:
+        group = vars(config)[section]
+        if group.model is not None:
+            asked = {key for key, value in tree[section]["model"].items() if value is not None}
+            own = {key: value for key, value in vars(group.model).items() if key in asked}
+            model = dataclasses.replace(config.actor.model, **own)
+            config = dataclasses.replace(config, **{section: dataclasses.replace(group, model=model)})
+    return config

@@ -1,6 +1,7 @@
 """What in a config cannot be: every contradiction found at once, before a device is touched.
 
-Knows the whole config and whether files exist. Opens no file, builds no mesh, loads no tokenizer.
+Knows the whole config and whether files exist; what pools allow it asks of `placement_checks`. Opens no file but
+that of an algorithm of the user's, builds no mesh, loads no tokenizer.
 """
 
 from __future__ import annotations
@@ -9,22 +10,20 @@ import dataclasses
 import difflib
 import math
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 
 from jaxflow.algorithms.aggregate import AGGREGATIONS
 from jaxflow.algorithms.kl import KL_ESTIMATORS
-from jaxflow.batch_algebra import (
-    longest_sequence_tokens,
-    mesh_sizes,
-    sequences_per_step,
-    with_vocabulary,
-)
+from jaxflow.batch_algebra import longest_sequence_tokens
 from jaxflow.config import Config, flatten, refuse
 from jaxflow.data.tasks import TASKS
-from jaxflow.dataflow import DATAFLOWS
+from jaxflow.dataflow import load_dataflow
 from jaxflow.engine.batching import LENGTH_UNIT, ladder
 from jaxflow.engine.optimizer import SCHEDULES
 from jaxflow.models.decoder_config import DecoderConfig
+from jaxflow.placement_checks import mesh_problems, role_problems, row_problems, sharding_problems
+from jaxflow.types import UserError
 
 _DTYPES = ("float32", "bfloat16")
 
@@ -37,8 +36,9 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "actor.optimizer.schedule": SCHEDULES,
     "critic.model.compute_dtype": _DTYPES,
     "critic.optimizer.schedule": SCHEDULES,
+    "reward.kind": ("function", "model"),
+    "reward.model.compute_dtype": _DTYPES,
     "rollout.dtype": _DTYPES,
-    "algorithm.name": tuple(DATAFLOWS),
     "algorithm.loss_aggregation": tuple(AGGREGATIONS),
     "algorithm.kl.reward_estimator": tuple(KL_ESTIMATORS),
     "algorithm.kl.loss_estimator": tuple(KL_ESTIMATORS),
@@ -86,19 +86,25 @@ _ROLE_RANGES: Mapping[str, _Range] = {
     "optimizer.epsilon": _ABOVE_ZERO,
     **{f"model.{key}": allowed for key, allowed in _MODEL_RANGES.items()},
 }
+# A pool's name in a key is written as *.
 _RANGES: Mapping[str, _Range] = {
     **{f"{role}.{key}": allowed for role in ("actor", "critic") for key, allowed in _ROLE_RANGES.items()},
+    **{f"reward.model.{key}": allowed for key, allowed in _MODEL_RANGES.items()},
     "run.seed": _Range(0, 2**32 - 1),  # what a JAX key takes without 64-bit mode
     "run.total_steps": _FROM_ONE,
     "run.evaluate_every_steps": _FROM_ZERO,
     "checkpoint.every_steps": _FROM_ZERO,
     "checkpoint.every_minutes": _FROM_ZERO,
     "checkpoint.keep": _FROM_ONE,
-    "cluster.devices": _FROM_ONE,
-    "cluster.start_timeout_seconds": _ABOVE_ZERO,
+    **dict.fromkeys(("cluster.pools.*.hosts", "cluster.pools.*.devices_per_host"), _FROM_ONE),
     **dict.fromkeys(
-        (f"cluster.mesh.{axis}" for axis in ("data", "fsdp", "tensor", "generation_tensor")), _FROM_ONE
+        (f"cluster.pools.*.mesh.{axis}" for axis in ("data", "fsdp", "tensor", "generation_tensor")),
+        _FROM_ONE,
     ),
+    **dict.fromkeys(
+        (f"cluster.{limit}_timeout_seconds" for limit in ("start", "heartbeat", "stage")), _ABOVE_ZERO
+    ),
+    "cluster.max_restarts": _FROM_ZERO,
     "data.prompts_per_step": _FROM_ONE,
     "data.validation_prompts": _FROM_ZERO,
     "data.max_prompt_tokens": _FROM_ONE,
@@ -108,6 +114,7 @@ _RANGES: Mapping[str, _Range] = {
     "rollout.top_k": _FROM_ZERO,
     "rollout.top_p": _Range(0, 1, low_open=True),
     "rollout.sequences_per_device": _FROM_ONE,
+    "rollout.parts": _FROM_ONE,
     "rollout.score_microbatch_tokens_per_device": _FROM_ONE,
     "rollout.validation_temperature": _FROM_ZERO,
     "reward.max_failed_fraction": _UP_TO_ONE,
@@ -124,7 +131,10 @@ _RANGES: Mapping[str, _Range] = {
     "warm_start.steps": _FROM_ZERO,
     "warm_start.sequences_per_step": _FROM_ONE,
     "warm_start.learning_rate": _FROM_ZERO,
+    "warm_start.reward_steps": _FROM_ZERO,
+    "warm_start.reward_learning_rate": _FROM_ZERO,
     "tracking.samples_per_evaluation": _FROM_ZERO,
+    "tracking.timeline_steps": _FROM_ZERO,
 }
 
 
@@ -139,16 +149,34 @@ def check(config: Config, vocabulary_size: int | None, devices_available: int | 
         *_out_of_range(config),
         *_file_problems(config),
         *_task_problems(config),
+        *_reward_problems(config),
+        *_address_problems(config),
+        *_cast_problems(config),
+        *mesh_problems(config, devices_available),
     ]
-    problems += _device_problems(config, devices_available)
     # Sizes below one are reported above; nothing can be divided by them.
-    if all(value >= 1 for key, value in _numbers(config) if _RANGES.get(key) == _FROM_ONE):
-        problems += _model_problems("actor.model", config.actor.model, config, vocabulary_size)
-        if config.critic.model is not None:
-            problems += _model_problems("critic.model", config.critic.model, config, vocabulary_size)
-        problems += _batch_problems(config)
+    if all(value >= 1 for key, value in _numbers(config) if _RANGES.get(_general(key)) == _FROM_ONE):
+        for path, model in _models(config):
+            problems += _model_problems(path, model, vocabulary_size)
+        problems += sharding_problems(config, vocabulary_size)
+        problems += row_problems(config)
+        problems += _token_problems(config)
         problems += _rule_problems(config)
     refuse("the config", problems)
+
+
+def _general(key: str) -> str:
+    """Write a key of one pool as the key of all."""
+    return re.sub(r"^cluster\.pools\.[^.]+\.", "cluster.pools.*.", key)
+
+
+def _models(config: Config) -> Iterator[tuple[str, DecoderConfig]]:
+    """Yield the models that the config shapes, under their keys."""
+    yield "actor.model", config.actor.model
+    if config.critic.model is not None:
+        yield "critic.model", config.critic.model
+    if config.reward.model is not None:
+        yield "reward.model", config.reward.model
 
 
 def _numbers(config: Config) -> Iterator[tuple[str, float]]:
@@ -166,58 +194,38 @@ def _wrong_names(config: Config) -> Iterator[str]:
 
 def _out_of_range(config: Config) -> Iterator[str]:
     for key, value in _numbers(config):
-        if key in _RANGES and not _RANGES[key].holds(value):
-            yield f"{key} = {value}: must be {_RANGES[key]}"
+        allowed = _RANGES.get(_general(key))
+        if allowed is not None and not allowed.holds(value):
+            yield f"{key} = {value}: must be {allowed}"
 
 
-def _device_problems(config: Config, devices_available: int | None) -> Iterator[str]:
-    mesh, devices = config.cluster.mesh, config.cluster.devices
-    product = mesh.data * mesh.fsdp * mesh.tensor
-    if product != devices:
+def _cast_problems(config: Config) -> Iterator[str]:
+    try:
+        cast = load_dataflow(config.algorithm.name).cast
+    except UserError as error:
+        yield str(error)
+        return
+    yield from role_problems(config, cast)
+
+
+def _address_problems(config: Config) -> Iterator[str]:
+    address = config.cluster.address
+    if not address:
+        return
+    if re.fullmatch(r"auto|[^/\s]+:\d+", address) is None:
+        yield f"cluster.address = {address!r}: must be empty, auto or host:port"
+    if config.cluster.launcher == "inprocess":
         yield (
-            f"cluster.mesh: data {mesh.data} × fsdp {mesh.fsdp} × tensor {mesh.tensor} = {product} devices,"
-            f" but cluster.devices = {devices}; set cluster.devices to {product} or change an axis"
-        )
-    if mesh.generation_tensor > 0 and mesh.tensor % mesh.generation_tensor != 0:
-        yield (
-            f"cluster.mesh.generation_tensor = {mesh.generation_tensor} does not divide cluster.mesh.tensor ="
-            f" {mesh.tensor}; set it to one of: {', '.join(map(str, _divisors(mesh.tensor)))}"
-        )
-    if devices_available is not None and devices > devices_available:
-        yield (
-            f"cluster.devices = {devices}, but this machine has {devices_available}"
-            f" ({config.cluster.platform}); set cluster.devices and the axes of cluster.mesh to fit"
+            f"cluster.address = {address!r}: the launcher inprocess starts no workers elsewhere; set the address"
+            " to '' or cluster.launcher to ray"
         )
 
 
-def _model_problems(
-    path: str, model: DecoderConfig, config: Config, vocabulary_size: int | None
-) -> Iterator[str]:
-    mesh = config.cluster.mesh
+def _model_problems(path: str, model: DecoderConfig, vocabulary_size: int | None) -> Iterator[str]:
     if model.heads % model.kv_heads != 0:
         yield f"{path}.kv_heads = {model.kv_heads} does not divide {path}.heads = {model.heads}"
     if model.head_width % 2 != 0:
         yield f"{path}.head_width = {model.head_width}: rotary positions turn pairs; make it even"
-    sharded = [
-        ("heads", model.heads, "tensor", mesh.tensor),
-        ("kv_heads", model.kv_heads, "tensor", mesh.tensor),
-    ]
-    sharded += [
-        ("mlp_width", model.mlp_width, "tensor", mesh.tensor),
-        ("width", model.width, "fsdp", mesh.fsdp),
-    ]
-    for key, size, axis, ways in sharded:
-        if size % ways != 0:
-            yield (
-                f"{path}.{key} = {size} cannot be split over cluster.mesh.{axis} = {ways};"
-                f" set the axis to a divisor of {size}, or {key} to a multiple of {ways}"
-            )
-    known = with_vocabulary(model, 0 if vocabulary_size is None else vocabulary_size)
-    if known.padded_vocabulary_size % mesh.tensor != 0:
-        yield (
-            f"cluster.mesh.tensor = {mesh.tensor} cannot split the vocabulary of {path}, padded to"
-            f" {known.padded_vocabulary_size}; set it to a power of two"
-        )
     if vocabulary_size is not None and 0 < model.vocabulary_size < vocabulary_size:
         yield (
             f"{path}.vocabulary_size = {model.vocabulary_size}, but the tokenizer has {vocabulary_size}"
@@ -225,48 +233,28 @@ def _model_problems(
         )
 
 
-def _batch_problems(config: Config) -> Iterator[str]:
-    mesh, sequences = mesh_sizes(config), sequences_per_step(config)
-    product = (
-        f"data.prompts_per_step {config.data.prompts_per_step} × "
-        f"rollout.samples_per_prompt {config.rollout.samples_per_prompt}"
-    )
-    fitting = [size for size in _divisors(sequences) if size % mesh.training_replicas == 0]
-    for path, size in (
-        ("actor.minibatch_sequences", config.actor.minibatch_sequences),
-        ("critic.minibatch_sequences", config.critic.minibatch_sequences),
-    ):
-        if size not in fitting:
-            nearest = min(fitting, key=lambda fit, size=size: abs(fit - size), default=None)
-            mend = f"set it to {nearest}" if nearest is not None else f"no size does both: change {product}"
-            yield (
-                f"{path} = {size} sequences over all devices: must divide the {sequences} sequences of a step"
-                f" ({product}) and be a multiple of the {mesh.training_replicas} training replicas"
-                f" (data × fsdp); {mend}"
-            )
-    # A mesh whose generation size does not divide is reported already.
-    if mesh.tensor * mesh.micro == config.cluster.mesh.tensor and sequences % mesh.generation_replicas != 0:
-        yield (
-            f"{product} = {sequences} sequences per step cannot be split over the {mesh.generation_replicas}"
-            " generation replicas (data × fsdp × tensor / generation_tensor); make it a multiple"
-        )
-    if config.warm_start.steps > 0 and config.warm_start.sequences_per_step % mesh.training_replicas != 0:
-        yield (
-            f"warm_start.sequences_per_step = {config.warm_start.sequences_per_step} is not a multiple of the"
-            f" {mesh.training_replicas} training replicas (data × fsdp)"
-        )
+def _token_problems(config: Config) -> Iterator[str]:
+    """Say which micro-batches cannot hold the longest sequence that they may get."""
     longest = longest_sequence_tokens(config)
-    padded = ladder(longest, LENGTH_UNIT)
-    for path, tokens in (
-        ("actor.microbatch_tokens_per_device", config.actor.microbatch_tokens_per_device),
-        ("critic.microbatch_tokens_per_device", config.critic.microbatch_tokens_per_device),
-        ("rollout.score_microbatch_tokens_per_device", config.rollout.score_microbatch_tokens_per_device),
+    # A reward model is read one position past the end; a wrong answer may be one token longer than a right one.
+    judged = 1 if config.reward.kind == "model" else 0
+    taught = 2 if judged and config.warm_start.reward_steps > 0 else 0
+    for path, tokens, more in (
+        ("actor.microbatch_tokens_per_device", config.actor.microbatch_tokens_per_device, taught),
+        ("critic.microbatch_tokens_per_device", config.critic.microbatch_tokens_per_device, 0),
+        (
+            "rollout.score_microbatch_tokens_per_device",
+            config.rollout.score_microbatch_tokens_per_device,
+            judged,
+        ),
     ):
+        padded = ladder(longest + more, LENGTH_UNIT)
         if tokens < padded:
+            reward_model = f", {longest + more} with the reward model's" if more else ""
             yield (
                 f"{path} = {tokens} cannot hold the longest sequence: data.max_prompt_tokens"
                 f" {config.data.max_prompt_tokens} + rollout.max_response_tokens"
-                f" {config.rollout.max_response_tokens} = {longest}, {padded} when padded;"
+                f" {config.rollout.max_response_tokens} = {longest}{reward_model}, {padded} when padded;"
                 f" set it to at least {padded}"
             )
 
@@ -280,6 +268,29 @@ def _rule_problems(config: Config) -> Iterator[str]:
             "algorithm.kl.reward_coefficient = 0 with algorithm.kl.controller = adaptive: the controller"
             " multiplies, so it would stay 0; start above 0 or set the controller to fixed"
         )
+
+
+def _reward_problems(config: Config) -> Iterator[str]:
+    reward, steps = config.reward, config.warm_start.reward_steps
+    if reward.kind == "model":
+        if not reward.weights and steps == 0:
+            yield (
+                "reward.kind = 'model' without weights: set reward.weights to their directory, or"
+                " warm_start.reward_steps above 0 to learn them"
+            )
+        if reward.weights and steps > 0:
+            yield (
+                f"warm_start.reward_steps = {steps}, but reward.weights are given and would not be learnt; set one"
+                " to 0 or the other to ''"
+            )
+        return
+    for key, is_set in (
+        ("reward.weights", bool(reward.weights)),
+        ("reward.model", reward.model is not None),
+        ("warm_start.reward_steps", steps > 0),
+    ):
+        if is_set:
+            yield f"{key} is of a reward model, and reward.kind = {reward.kind!r}: unset it, or set the kind to model"
 
 
 def _task_problems(config: Config) -> Iterator[str]:
@@ -308,6 +319,11 @@ def _file_problems(config: Config) -> Iterator[str]:
         yield "data.train_files needs reward.function: path.py:function"
     if data.train_files and config.warm_start.steps > 0:
         yield "warm_start.steps > 0 imitates the built-in task, which data.train_files replaces; set it to 0"
+    if data.train_files and config.warm_start.reward_steps > 0:
+        yield (
+            "warm_start.reward_steps > 0 learns from the built-in task's answers, which data.train_files replaces;"
+            " set it to 0 and reward.weights to a model's"
+        )
     if data.tokenizer and not data.train_files:
         yield "data.tokenizer without data.train_files: a built-in task has its own tokenizer; set it to ''"
     if data.validation_files and not data.train_files:
@@ -316,6 +332,7 @@ def _file_problems(config: Config) -> Iterator[str]:
         ("data.tokenizer", data.tokenizer),
         ("actor.weights", config.actor.weights),
         ("critic.weights", config.critic.weights),
+        ("reward.weights", config.reward.weights),
     ):
         if directory and not pathlib.Path(directory).is_dir():
             yield f"{key}: no such directory: {directory}"
@@ -324,7 +341,3 @@ def _file_problems(config: Config) -> Iterator[str]:
         yield f"reward.function = {function!r}: expected path.py:function"
     elif function and not pathlib.Path(source).is_file():
         yield f"reward.function: no such file: {source}"
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]

@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 
 from jaxflow.batch_algebra import Derived
 from jaxflow.config import Config
-from jaxflow.data.batches import DemonstrationBatches, PromptBatches, fixed_batch
+from jaxflow.data.batches import PromptBatches, fixed_batch
 from jaxflow.data.source import Source
 from jaxflow.data.tokenizer import Tokenizer
-from jaxflow.dataflow import DATAFLOWS
-from jaxflow.dataflow.roles import Roles
-from jaxflow.dataflow.sft import sft
+from jaxflow.dataflow import load_dataflow
 from jaxflow.engine.batching import LENGTH_UNIT
 from jaxflow.run_directory import Checkpoint, RunDirectory
 from jaxflow.stop import Stop
@@ -27,14 +23,17 @@ from jaxflow.tracking.console import Console
 from jaxflow.tracking.metrics import MetricsWriter, read_metrics, timing_metrics, validation_metrics
 from jaxflow.tracking.report import summary
 from jaxflow.tracking.samples import SamplesWriter, pick_samples
-from jaxflow.types import Future, UserError
-from jaxflow.workers.future import CallList
-from jaxflow.workers.group import Transport, WorkerGroup
-from jaxflow.workers.protocol import RoleError
+from jaxflow.tracking.timeline import Timeline
+from jaxflow.types import Future, Span, UserError
+from jaxflow.warm_start import Beginning, WarmStart
+from jaxflow.workers.group import WorkerGroup
+from jaxflow.workers.launch import Workers
+from jaxflow.workers.protocol import RoleError, WorkerLost
 
-# Roles whose state decides the next step: what a checkpoint holds.
-_SAVED = ("actor", "critic", "estimator")
-_WARM_START = "warm_start.json"  # beside the initial weights: what the first row of metrics says of it
+_SETTLE_SECONDS = (
+    10.0  # that the calls around a failed one have to end; one in a broken collective never does
+)
+_SPANS_KEPT = 9  # last steps of which one is drawn in the summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +53,7 @@ class Controller:
         self,
         job: Job,
         directory: RunDirectory,
-        transport: Transport,
-        calls: CallList,
+        workers: Workers,
         console: Console,
         stop: Stop,
         process_started: float,
@@ -63,9 +61,13 @@ class Controller:
         """Open the run's files; `process_started` is when this process began, on `time.monotonic`'s clock."""
         config = job.config
         self._config, self._job, self._directory = config, job, directory
-        self._transport, self._calls, self._console, self._stop = transport, calls, console, stop
+        self._workers, self._console, self._stop = workers, console, stop
         self._metrics = MetricsWriter(directory.workdir, config.tracking.tensorboard, console.warn)
         self._samples = SamplesWriter(directory.workdir, console.warn)
+        self._timeline = Timeline(
+            directory.workdir / "timeline.json", config.tracking.timeline_steps, console.warn
+        )
+        self._spans: dict[int, list[Span]] = {}  # of the last steps
         self._batches = PromptBatches(
             job.source.train,
             config.data.prompts_per_step,
@@ -74,7 +76,7 @@ class Controller:
             config.run.seed,
             LENGTH_UNIT,
         )
-        self._dataflow = DATAFLOWS[config.algorithm.name]
+        self._dataflow = load_dataflow(config.algorithm.name)
         self._groups: dict[str, WorkerGroup] = {}
         self._process_started = process_started
         self._saved_at = time.monotonic()
@@ -87,7 +89,7 @@ class Controller:
         0: done. 128 + signal number: asked to stop; what there was to save is saved.
         """
         started = time.time()
-        with contextlib.closing(self._metrics):
+        with contextlib.closing(self._metrics), contextlib.closing(self._timeline):
             done = self._begin(checkpoint)
             if done is None:
                 self._console.note("stopped in the warm start; the same --workdir begins it again")
@@ -95,7 +97,7 @@ class Controller:
             done = self._train(done)
             self._save(done)
         rows, kept = read_metrics(self._directory.metrics), self._saved_steps[-self._config.checkpoint.keep :]
-        self._console.done(summary(rows, started, time.time(), self._directory.workdir, kept))
+        self._console.done(summary(rows, started, time.time(), self._directory.workdir, kept, self._spans))
         if self._stop.wished:
             total = self._config.run.total_steps
             self._console.note(f"stopped after step {done} of {total}; the same --workdir continues")
@@ -126,91 +128,62 @@ class Controller:
 
     def _begin(self, checkpoint: Checkpoint | None) -> int | None:
         """Bring every role to its first or its saved state; return the steps done, None if stopped before."""
-        weights = self._initial_weights()
-        if weights is None:
+        job = self._job
+        warm_start = WarmStart(
+            self._config,
+            job.source,
+            job.tokenizer,
+            self._directory,
+            self._workers,
+            self._console,
+            self._stop,
+            self._note_first,
+        )
+        beginning = warm_start.run()
+        if beginning is None:
             return None
-        for role in ("actor", "critic", "reference", "reward", "estimator"):
-            self._groups[role] = WorkerGroup(role, self._transport)
+        self._groups = {role: self._workers.group(role) for role in self._dataflow.cast}
         done = 0 if checkpoint is None else checkpoint.step
         # Before the first step nothing is done: what was written of it is written again.
         kept = done if done > 0 else -1
         self._metrics.truncate_after(kept)
         self._samples.truncate_after(kept)
         if done == 0:
-            self._unlogged |= self._warm_start_metrics()
-        loads = [self._groups["reference"].load(str(weights))]
+            self._unlogged |= beginning.metrics
+        loads = list(self._frozen(beginning))
         if checkpoint is None:
-            loads += [self._groups["actor"].load(str(weights)), self._load_critic(weights)]
+            loads += self._first(beginning)
         else:
-            loads += [self._groups[role].restore(str(checkpoint.path / role)) for role in _SAVED]
+            loads += [group.restore(str(checkpoint.path / role)) for role, group in self._saved().items()]
             self._saved_steps.append(done)
         for load in loads:
             load.result()
-        self._calls.collect()
+        self._workers.collect()
         return done
 
-    def _load_critic(self, actor_weights: Path) -> Future[None]:
+    def _saved(self) -> dict[str, WorkerGroup]:
+        """Return the roles whose state decides the next step: what a checkpoint holds."""
+        return {role: group for role, group in self._groups.items() if "save" in group.methods}
+
+    def _frozen(self, beginning: Beginning) -> Iterator[Future[object]]:
+        """Load the weights that no checkpoint holds, for they never change."""
+        if "reference" in self._groups:
+            yield self._groups["reference"].load(str(beginning.actor))
+        if beginning.reward is not None:
+            yield self._groups["reward"].load(str(beginning.reward))
+
+    def _first(self, beginning: Beginning) -> Iterator[Future[object]]:
+        """Load the weights that training begins from."""
+        yield self._groups["actor"].load(str(beginning.actor))
+        if "critic" not in self._groups:
+            return
         critic, derived = self._groups["critic"], self._job.derived
         if self._config.critic.weights:
-            return critic.load(self._config.critic.weights)
-        if derived.critic_model.same_backbone(derived.actor_model):
-            return critic.load_backbone(str(actor_weights))
-        return critic.create()
-
-    def _initial_weights(self) -> Path | None:
-        """Return the folder of the weights that actor and reference start from, made if need be.
-
-        None if a signal came before the warm start was over.
-        """
-        if self._config.actor.weights:
-            return Path(self._config.actor.weights)
-        if self._directory.initial() is None:
-            student = WorkerGroup("student", self._transport)
-            student.create().result()
-            metrics = self._warm_start(student)
-            if metrics is None:
-                return None
-            staged = self._directory.stage_initial()
-            student.save_weights(str(staged / "actor")).result()
-            (staged / _WARM_START).write_text(json.dumps(metrics))
-            self._calls.collect()
-            self._directory.commit_initial()
-            student.release()
-        folder = self._directory.initial()
-        return None if folder is None else folder / "actor"
-
-    def _warm_start_metrics(self) -> dict[str, float]:
-        """Return what the warm start, in this process or an earlier one, left for the first row."""
-        folder = self._directory.initial()
-        return {} if folder is None else json.loads((folder / _WARM_START).read_text())
-
-    def _warm_start(self, student: WorkerGroup) -> dict[str, float] | None:
-        """Imitate the task's own solutions; return its figures, None if a signal cut it short."""
-        settings, source = self._config.warm_start, self._job.source
-        if settings.steps == 0 or source.solution is None:
-            return {}
-        demonstrations = DemonstrationBatches(
-            source.train,
-            source.solution,
-            self._job.tokenizer,
-            settings.sequences_per_step,
-            self._config.run.seed,
-        )
-        started, losses = time.monotonic(), []
-        for step in range(settings.steps):
-            for future in sft(student, demonstrations.at(step)):
-                losses.append(future.result()["sft/loss"])
-            self._calls.collect()
-            if step == 0:
-                self._note_first("supervised")
-            if self._stop.wished:
-                return None
-        seconds = time.monotonic() - started
-        self._console.note(
-            f"warm start: {settings.steps} supervised steps in {seconds:.0f} s, "
-            f"loss {losses[0]:.3f} → {losses[-1]:.3f}"
-        )
-        return {"sft/loss": losses[-1], "timing_s/warm_start": seconds}
+            yield critic.load(self._config.critic.weights)
+        elif derived.critic_model.same_backbone(derived.actor_model):
+            yield critic.load_backbone(str(beginning.actor))
+        else:
+            yield critic.create()
 
     def _note_first(self, kind: str) -> None:
         seconds = time.monotonic() - self._process_started
@@ -218,37 +191,47 @@ class Controller:
 
     def _step(self, done: int) -> tuple[dict[str, float], float]:
         """Run one step of the dataflow; return its metrics and its seconds."""
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.thread_time()
+        self._workers.traffic.take()
         metrics: dict[str, float] = {}
+        prompts = self._batches.at(done)
         try:
-            for future in self._dataflow(self._roles(), self._batches.at(done)):
+            for future in self._dataflow(self._groups, self._workers.put(prompts)):
                 metrics |= future.result()
+            calls = self._workers.collect()
         except RoleError as error:
             self._rescue(done, error)
             raise
         seconds = time.perf_counter() - started
-        stages: dict[str, float] = {"step": seconds}
-        for record in self._calls.collect():
-            stages[record.stage] = stages.get(record.stage, 0.0) + record.seconds
-        responses = int(metrics["response_length/mean"] * self._job.derived.sequences_per_step)
-        tokens = int(metrics["perf/total_num_tokens"])
-        metrics |= timing_metrics(stages, tokens, responses, self._config.cluster.devices)
-        metrics["training/epoch"] = float(
-            done * self._config.data.prompts_per_step // len(self._job.source.train)
-        )
+        self._spans[done + 1] = [span for call in calls for span in call]
+        self._spans.pop(done + 1 - _SPANS_KEPT, None)
+        self._timeline.write(done + 1, self._spans[done + 1])
+        metrics |= self._timing([call[0] for call in calls], int(prompts.lengths.sum()), seconds)
+        metrics["perf/controller_bytes"] = float(self._workers.traffic.take())
+        metrics["perf/controller_seconds"] = time.thread_time() - busy
+        rows = len(self._job.source.train)
+        metrics["training/epoch"] = float(done * self._config.data.prompts_per_step // rows)
         return metrics, seconds
 
-    def _roles(self) -> Roles:
-        return Roles(**self._groups)
+    def _timing(self, calls: Sequence[Span], prompt_tokens: int, seconds: float) -> dict[str, float]:
+        """Return the times of a step's stages and its speed."""
+        stages: dict[str, float] = {"step": seconds}
+        for call in calls:
+            stages[call.name] = stages.get(call.name, 0.0) + call.seconds
+        generated = [call for call in calls if call.name == "gen"]
+        tokens = sum(call.tokens for call in generated)
+        rollouts = len(generated) // self._config.rollout.parts
+        devices = sum(pool.mesh.devices for pool in self._job.derived.pools.values())
+        return timing_metrics(stages, tokens, tokens - rollouts * prompt_tokens, devices)
 
     def _rescue(self, done: int, error: RoleError) -> None:
-        """Save the state before a failed step, if it had not begun to change it and there still is one."""
-        unchanged = error.method != "update" and not self._calls.any_succeeded("update")
-        self._calls.forget()
+        """Save the state before a failed step, if it had not begun to change it and all roles still are there."""
+        if isinstance(error, WorkerLost) or not self._workers.settled(_SETTLE_SECONDS):
+            return
+        unchanged = error.method != "update" and not self._workers.any_succeeded("update")
+        self._workers.calls.forget()
         if done > 0 and unchanged:
-            with contextlib.suppress(
-                RoleError
-            ):  # the process is gone: what was saved before is what there is
+            with contextlib.suppress(RoleError):  # lost meanwhile: what was saved before is what there is
                 self._try_to_save(done)
 
     def _evaluate_or_rescue(self, done: int, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -267,7 +250,7 @@ class Controller:
         prompts = fixed_batch(self._job.source.validation, LENGTH_UNIT, step)
         rollout = self._groups["actor"].generate_validation(prompts)
         samples = self._groups["reward"].judge_validation(rollout, prompts).result()
-        self._calls.collect()
+        self._workers.collect()
         metrics = validation_metrics(samples) | {"timing_s/testing": time.perf_counter() - started}
         self._samples.write(samples)
         shown = pick_samples(samples, self._config.tracking.samples_per_evaluation)
@@ -298,9 +281,9 @@ class Controller:
             return
         started = time.monotonic()
         folder = self._directory.stage(done)
-        for saving in [self._groups[role].save(str(folder / role)) for role in _SAVED]:
+        for saving in [group.save(str(folder / role)) for role, group in self._saved().items()]:
             saving.result()
-        self._calls.collect()
+        self._workers.collect()
         state = {"seed": self._config.run.seed, "tokenizer": self._job.tokenizer.identity}
         self._directory.commit(done, state)
         self._saved_steps.append(done)

@@ -3,8 +3,9 @@
     python -m jaxflow.main --config=configs/ppo_tiny.py [--config.actor.optimizer.learning_rate=1e-4 …]
                            [--workdir=DIR] [--print_config]
 
-Exit codes: 0 done; 2 refused, with the reason; 1 failed, with a trace in the workdir's error.log;
-128 + signal number stopped by SIGTERM or SIGINT with its state saved.
+Exit codes: 0 done; 2 refused, with the reason; 1 failed, with a trace in the workdir's error.log; 3 worker
+processes were lost more often than cluster.max_restarts; 128 + signal number stopped by SIGTERM or SIGINT with
+its state saved.
 """
 
 from __future__ import annotations
@@ -26,25 +27,23 @@ from ml_collections import ConfigDict, config_flags
 from jaxflow import batch_algebra
 from jaxflow.config import (
     Config,
-    check_overrides,
     difference,
     flatten,
     from_config_dict,
     from_json,
+    override,
     to_json,
 )
 from jaxflow.config_checks import check
-from jaxflow.controller import Controller, Job
+from jaxflow.controller import Job
 from jaxflow.data.source import load_source, load_tokenizer
 from jaxflow.rewards.function import load_reward_function
 from jaxflow.run_directory import Checkpoint, RunDirectory
 from jaxflow.stop import Stop, Stopped
+from jaxflow.supervisor import Failure, Supervisor
 from jaxflow.tracking.console import Console
 from jaxflow.types import UserError
 from jaxflow.workers.future import CallList
-from jaxflow.workers.launch import launched
-from jaxflow.workers.protocol import RoleError
-from jaxflow.workers.resource_pool import ResourcePool
 
 # Keys of a model that may change under saved weights: how they are computed with, and what the tokenizer decides.
 _NOT_OF_WEIGHTS = ("compute_dtype", "remat", "vocabulary_size")
@@ -60,21 +59,20 @@ class _CommandLine:
 
 def _read_command_line(arguments: Sequence[str]) -> _CommandLine:
     """Turn the arguments into a config of the schema; every mistake in them is a UserError."""
-    check_overrides(arguments[1:])
     values = flags.FlagValues()
+    values.set_gnu_getopt()
+    # In two stages: which keys there are to override depends on the pools that the file describes.
     config_flags.DEFINE_config_file(
-        "config", None, "Python file whose get_config() is the run.", flag_values=values
+        "config", None, "Python file whose get_config() is the run.", flag_values=values, sys_argv=[]
     )
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
     flags.DEFINE_bool("print_config", False, "Print the config, and end.", flag_values=values)
     try:
-        rest = values(list(arguments))
+        rest = values(list(arguments), known_only=True)
     except (flags.Error, OSError) as error:
         raise UserError(f"the command line: {str(error).splitlines()[0]}") from error
     except Exception as error:  # the config file is a program: it can fail in any way
         raise UserError(f"{_place(error)}: reading the config failed: {_described(error)}") from error
-    if len(rest) > 1:
-        raise UserError(f"the command line: nothing is known of {' '.join(rest[1:])}; flags begin with --")
     if values.config is None:
         raise UserError("the command line: --config=FILE.py is missing, e.g. --config=configs/ppo_tiny.py")
     path = Path(config_flags.get_config_filename(values["config"]))
@@ -82,6 +80,9 @@ def _read_command_line(arguments: Sequence[str]) -> _CommandLine:
         if not path.is_file():
             raise UserError(f"the command line: --config={path}: no such file")
         raise UserError(f"{path}: get_config() must return an ml_collections ConfigDict")
+    rest = override(values.config, rest[1:])
+    if rest:
+        raise UserError(f"the command line: nothing is known of {' '.join(rest)}; flags begin with --")
     workdir = None if values.workdir is None else Path(values.workdir)
     return _CommandLine(from_config_dict(values.config), path, workdir, values.print_config)
 
@@ -129,22 +130,6 @@ def prepare(config: Config) -> Job:
     return Job(config, batch_algebra.derive(config, tokenizer.vocabulary_size), tokenizer, source)
 
 
-def _pool(job: Job) -> ResourcePool:
-    cluster = job.config.cluster
-    folders = {"off": "", "user": str(_user_cache() / "jaxflow" / "programs")}
-    return ResourcePool(
-        "main",
-        cluster.platform,
-        cluster.devices,
-        job.derived.mesh,
-        folders.get(cluster.compilation_cache, cluster.compilation_cache),
-    )
-
-
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-
-
 def _resume(job: Job, directory: RunDirectory, console: Console) -> Checkpoint | None:
     """Find where the workdir's run stands and say so; refuse what cannot be continued."""
     saved_config, checkpoint = directory.read_config(), directory.latest()
@@ -187,6 +172,7 @@ def _refuse_other_model(workdir: Path, saved: dict | None, config: Config) -> No
     pairs = (
         ("actor", before.actor.model, config.actor.model),
         ("critic", before.critic_model, config.critic_model),
+        ("reward", before.reward_model, config.reward_model),
     )
     differences = [
         f"  {role}.model.{key}: {vars(old)[key]} → {vars(new)[key]}"
@@ -252,34 +238,7 @@ def main(arguments: Sequence[str]) -> int:
             console.note(f"nothing to do: all {config.run.total_steps} steps are done")
             return 0
         directory.write_config(json.dumps(to_json(config), indent=2))
-        try:
-            console.stage("starting workers")
-            with launched(config, job.derived, _pool(job), calls) as transport:
-                console.stage(None)
-                stop.defer()
-                controller = Controller(job, directory, transport, calls, console, stop, _process_started())
-                return controller.run(checkpoint)
-        except UserError:
-            raise
-        except Exception as error:
-            raise Failure(_kept_trace(directory.workdir, error)) from error
-
-
-class Failure(Exception):
-    """What went wrong through no mistake of the user's that we know of: one line, and where the trace is."""
-
-
-def _kept_trace(workdir: Path, error: Exception) -> str:
-    """Write the trace into the workdir and return the message for people."""
-    if isinstance(error, RoleError):
-        message, trace = str(error), error.trace
-    else:
-        message, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
-    try:
-        (workdir / "error.log").write_text(trace)
-    except OSError as refused:
-        return f"{message}\nthe trace could not be written ({refused}):\n{trace}"
-    return f"{message}\nthe trace is in {workdir / 'error.log'}"
+        return Supervisor(job, directory, calls, console, stop, _process_started()).run(checkpoint)
 
 
 def run() -> None:
@@ -292,7 +251,7 @@ def run() -> None:
         code = 2
     except Failure as error:
         print(f"error: {error}", file=sys.stderr)
-        code = 1
+        code = error.exit_code
     except Stopped as signal:
         print(signal, file=sys.stderr)
         code = signal.exit_code

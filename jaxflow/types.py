@@ -147,3 +147,27 @@ class Sample:
     score: float
     accuracy: float
     finished: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """A stretch of time in which a pool did one thing."""
+
+    pool: str
+    role: str
+    name: str  # stage of a call, or what happened inside it ("transition")
+    started: float  # seconds since the epoch
+    seconds: float
+    bytes: int  # moved for it: a call's arguments and results, or what the busiest device received
+    tokens: int  # prompt and response tokens that it handled; 0 where that means nothing
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Judgements:
+    """Responses known to be right or wrong, for a verifier to learn from."""
+
+    tokens: Int[Array, "B T"]  # int32
+    lengths: Int[Array, "B"]  # int32, prompt + response tokens
+    response_mask: Bool[Array, "B T"]  # true on response tokens, the end token included where there is one
+    labels: Float[Array, "B"]  # float32, 1: right, 0: wrong

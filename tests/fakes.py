@@ -2,8 +2,6 @@
 
 import dataclasses
 
-from jaxflow.dataflow.roles import Roles
-
 
 @dataclasses.dataclass(frozen=True)
 class FakeFuture:
@@ -64,7 +62,7 @@ class FakeRole:
         return self._call("imitate", demonstrations)
 
 
-def fake_roles():
-    """Return a cast of fakes and the list that they record to."""
+def fake_groups(names):
+    """Return a fake for each role by name, and the list that they record to."""
     log = []
-    return Roles(**{field.name: FakeRole(field.name, log) for field in dataclasses.fields(Roles)}), log
+    return {name: FakeRole(name, log) for name in names}, log

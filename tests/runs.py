@@ -21,7 +21,6 @@ from jaxflow.stop import Stop
 from jaxflow.tracking.console import Console
 from jaxflow.workers.future import CallList
 from jaxflow.workers.launch import launched
-from jaxflow.workers.resource_pool import ResourcePool
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG_FILE = ROOT / "configs" / "ppo_tiny.py"
@@ -36,9 +35,9 @@ MICRO = {
     "actor.model.kv_heads": 2,
     "actor.model.head_width": 16,
     "actor.model.mlp_width": 64,
-    "cluster.devices": 2,
-    "cluster.mesh.data": 2,
-    "cluster.mesh.tensor": 1,
+    "cluster.pools.main.devices_per_host": 2,
+    "cluster.pools.main.mesh.data": 2,
+    "cluster.pools.main.mesh.tensor": 1,
     "data.task": "addition",
     "data.max_prompt_tokens": 8,
     "data.prompts_per_step": 8,
@@ -57,9 +56,9 @@ MICRO = {
     "warm_start.sequences_per_step": 8,
 }
 # Two axes, each step with a real switch of layouts.
-FOUR_DEVICES = {"cluster.devices": 4, "cluster.mesh.tensor": 2}
+FOUR_DEVICES = {"cluster.pools.main.devices_per_host": 4, "cluster.pools.main.mesh.tensor": 2}
 # What the clock decides; all else is a function of the config.
-TIMINGS = ("timing_", "perf/throughput", "perf/time_per_step", "transition/seconds")
+TIMINGS = ("timing_", "perf/throughput", "perf/time_per_step", "perf/controller", "transition/seconds")
 
 
 def config_of(**changes):
@@ -75,15 +74,14 @@ def run_here(workdir, stop=None, **changes):
     job, directory = prepare(config), RunDirectory(workdir, config.checkpoint.keep)
     directory.acquire()
     calls, written = CallList(), io.StringIO()
-    pool = ResourcePool("test", "cpu", config.cluster.devices, job.derived.mesh, "")
     jax.devices()  # the session's eight: a pool must not be the first to ask
     try:
         with (
             Console(config.run.total_steps, file=written) as console,
-            launched(config, job.derived, pool, calls) as transport,
+            launched(config, job.derived, calls, workdir) as workers,
         ):
             listening = Stop() if stop is None else stop
-            controller = Controller(job, directory, transport, calls, console, listening, time.monotonic())
+            controller = Controller(job, directory, workers, console, listening, time.monotonic())
             code = controller.run(directory.latest())
     finally:
         directory.release()

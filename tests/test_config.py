@@ -1,40 +1,39 @@
 """The schema in and out: what a config file, a command line and a saved file can and cannot say."""
 
 import dataclasses
-import importlib.util
 import json
-import pathlib
-import sys
 
 import pytest
-from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
 from jaxflow.config import (
     Config,
+    MeshConfig,
+    PoolConfig,
     check_overrides,
     default_config_dict,
     difference,
     flatten,
     from_config_dict,
     from_json,
+    override,
+    pool,
     to_json,
 )
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.types import UserError
 
-CONFIG_FILE = "from jaxflow.config import default_config_dict as get_config\n"
+MODELS = ("critic.model", "reward.model")
 
 
-def parse(tmp_path: pathlib.Path, *overrides: str) -> Config:
-    """Read a config file of defaults under command-line overrides, as the program does."""
-    path = tmp_path / "defaults.py"
-    path.write_text(CONFIG_FILE)
-    arguments = ["program", f"--config={path}", *overrides]
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-    values(arguments)
-    return from_config_dict(holder.value)
+def two_pools() -> ConfigDict:
+    """Return the defaults with the policy on two hosts and all else beside it."""
+    values = default_config_dict()
+    values.cluster.pools = {
+        "policy": pool(["actor", "reference"], hosts=2, devices_per_host=2, data=2, tensor=2),
+        "judges": pool(["critic", "reward", "estimator"], data=1),
+    }
+    return values
 
 
 def other(value: object) -> object:
@@ -58,9 +57,11 @@ def test_a_file_that_changes_nothing_gives_the_defaults():
     assert from_config_dict(default_config_dict()) == Config()
 
 
-def test_every_key_can_be_overridden_from_the_command_line(tmp_path):
-    wanted = {key: other(value) for key, value in flatten(Config()).items() if key != "critic.model"}
-    wanted |= {f"critic.model.{key}": other(value) for key, value in vars(DecoderConfig()).items()}
+def test_every_key_can_be_overridden_from_the_command_line():
+    wanted = {key: other(value) for key, value in flatten(Config()).items() if key not in MODELS}
+    wanted |= {
+        f"{model}.{key}": other(value) for model in MODELS for key, value in vars(DecoderConfig()).items()
+    }
     pairs = [
         (key, item)
         for key, value in wanted.items()
@@ -69,18 +70,57 @@ def test_every_key_can_be_overridden_from_the_command_line(tmp_path):
     overrides = [
         f"--config.{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in pairs
     ]
-    check_overrides(overrides)
-    config = parse(tmp_path, *overrides)
+    values = default_config_dict()
+    assert override(values, overrides) == []
+    config = from_config_dict(values)
     assert flatten(config) == wanted
     assert len(difference(config, Config())) == len(wanted)
 
 
-def test_critic_keys_left_unset_follow_the_actor():
+@pytest.mark.parametrize("role", ["critic", "reward"])
+def test_model_keys_left_unset_follow_the_actor(role):
     values = default_config_dict()
     values.actor.model.width = 64
-    assert from_config_dict(values).critic_model == DecoderConfig(width=64)
-    values.critic.model.layers = 2
-    assert from_config_dict(values).critic_model == DecoderConfig(width=64, layers=2)
+    config = from_config_dict(values)
+    assert {"critic": config.critic_model, "reward": config.reward_model}[role] == DecoderConfig(width=64)
+    values[role].model.layers = 2
+    config = from_config_dict(values)
+    both = {"critic": config.critic_model, "reward": config.reward_model}
+    assert both.pop(role) == DecoderConfig(width=64, layers=2)
+    assert list(both.values()) == [DecoderConfig(width=64)]
+
+
+def test_pools_of_a_config_file_take_the_place_of_the_default_one():
+    assert from_config_dict(two_pools()).cluster.pools == {
+        "policy": PoolConfig(("actor", "reference"), 2, 2, MeshConfig(data=2, tensor=2)),
+        "judges": PoolConfig(("critic", "reward", "estimator")),
+    }
+
+
+def test_a_pool_written_as_a_dictionary_takes_defaults_and_overrides():
+    values = default_config_dict()
+    values.cluster.pools = {"all": {"roles": ("actor",)}}
+    override(
+        values, ["--config.cluster.pools.all.mesh.data=2", "--config.cluster.pools.all.devices_per_host=2"]
+    )
+    assert from_config_dict(values).cluster.pools == {
+        "all": PoolConfig(("actor",), devices_per_host=2, mesh=MeshConfig(data=2))
+    }
+
+
+def test_a_file_that_names_few_keys_can_be_overridden_in_all():
+    values = ConfigDict({"critic": {"model": {"layers": 2}}}).lock()
+    override(values, ["--config.cluster.pools.main.hosts=3", "--config.critic.model.width=64"])
+    config = from_config_dict(values)
+    assert config.cluster.pools["main"].hosts == 3
+    assert config.critic_model == DecoderConfig(layers=2, width=64)
+
+
+def test_pools_written_empty_stay_empty():
+    values = default_config_dict()
+    values.cluster.pools = {}
+    override(values, [])
+    assert from_config_dict(values).cluster.pools == {}
 
 
 def test_all_unknown_keys_are_reported_at_once_with_the_nearest_right_one():
@@ -106,6 +146,14 @@ def test_an_unknown_key_that_resembles_none_lists_its_group():
     ]
 
 
+def test_an_unknown_key_of_a_pool_is_reported_with_that_pools_nearest():
+    values = two_pools()
+    values.cluster.pools.policy.mesh.tensr = 2
+    assert message(from_config_dict, values)[1:] == [
+        "  • cluster.pools.policy.mesh.tensr: no such key; nearest: cluster.pools.policy.mesh.tensor"
+    ]
+
+
 @pytest.mark.parametrize(
     ("tree", "key"),
     [
@@ -121,6 +169,10 @@ def test_an_unknown_key_that_resembles_none_lists_its_group():
         ({"data": {"task": 3}}, "data.task"),
         ({"actor": 3}, "actor"),
         ({"critic": {"model": {"layers": 2.5}}}, "critic.model.layers"),
+        ({"cluster": {"pools": 3}}, "cluster.pools"),
+        ({"cluster": {"pools": {"main": 3}}}, "cluster.pools.main"),
+        ({"cluster": {"pools": {"main": {"roles": "actor"}}}}, "cluster.pools.main.roles"),
+        ({"cluster": {"pools": {"main": {"mesh": {"data": "2"}}}}}, "cluster.pools.main.mesh.data"),
     ],
 )
 def test_a_wrong_type_is_refused_under_its_key(tree, key):
@@ -141,7 +193,7 @@ def test_json_round_trip_returns_an_equal_tree():
         data=dataclasses.replace(Config().data, train_files=("a.jsonl", "b.parquet")),
         critic=dataclasses.replace(Config().critic, model=DecoderConfig(layers=7)),
     )
-    for config in (Config(), changed):
+    for config in (Config(), changed, from_config_dict(two_pools())):
         assert from_json(json.loads(json.dumps(to_json(config)))) == config
 
 
@@ -162,34 +214,66 @@ def test_difference_names_exactly_the_changed_keys():
     assert difference(Config(), changed) == ["run.seed", *critic_keys, "algorithm.kl.target"]
 
 
-def test_misspelt_overrides_are_refused_before_flags_are_parsed():
+def test_difference_names_the_keys_of_pools_on_either_side():
+    before = from_config_dict(two_pools())
+    values = two_pools()
+    values.cluster.pools.judges.mesh.data = 2
+    assert difference(before, from_config_dict(values)) == ["cluster.pools.judges.mesh.data"]
+    gone = [key for key in flatten(before) if key.startswith("cluster.pools.policy.")]
+    del values.cluster.pools.policy
+    values.cluster.pools.judges.mesh.data = 1
+    assert difference(before, from_config_dict(values)) == gone
+    assert difference(from_config_dict(values), before) == gone
+
+
+def test_misspelt_overrides_are_refused_all_at_once():
     arguments = [
-        "--config=a.py",
         "--config.actor.lr=3",
         "-config.run.sed",
         "2",
         "--noconfig.tracking.tensorbord",
+        "--config.run.seed=3",
+        "--config.actor=3",
+        "--config.cluster.pools.polcy.mesh.data=2",
+        "--config.cluster.pools.judges.mesh.dat=2",
+        "--config.cluster.pools=3",
     ]
-    lines = message(check_overrides, [*arguments, "--config.run.seed=3", "--config.actor=3", "--workdir=x"])
-    assert lines[0] == "the command line has 4 mistakes:"
-    assert [line.split(":")[0] for line in lines[1:]] == [
-        "  • actor.lr",
-        "  • run.sed",
-        "  • tracking.tensorbord",
-        "  • actor",
+    lines = message(check_overrides, arguments, two_pools())
+    assert lines[0] == "the command line has 7 mistakes:"
+    assert [line.split(";")[0] for line in lines[1:]] == [
+        "  • actor.lr: no such key",
+        "  • run.sed: no such key",
+        "  • tracking.tensorbord: no such key",
+        "  • cluster.pools.polcy.mesh.data: no such key",
+        "  • cluster.pools.judges.mesh.dat: no such key",
+        "  • actor: is a group",
+        "  • cluster.pools: is a group",
     ]
+    assert lines[4].endswith("nearest: cluster.pools.policy.mesh.data")
+    assert lines[5].endswith("nearest: cluster.pools.judges.mesh.data")
+    assert lines[7].endswith("set one of judges, policy")
 
 
-def test_right_overrides_pass():
-    check_overrides(["--config=a.py", "--config.run.seed", "3", "--noconfig.actor.model.remat", "--help"])
+def test_overrides_are_set_and_all_other_arguments_come_back():
+    values = two_pools()
+    line = ["--config.run.seed", "3", "--noconfig.actor.model.remat", "--nonsense=1", "stray"]
+    assert override(values, [*line, "--config.cluster.pools.judges.roles=critic"]) == [
+        "--nonsense=1",
+        "stray",
+    ]
+    config = from_config_dict(values)
+    assert (config.run.seed, config.actor.model.remat) == (3, False)
+    assert config.cluster.pools["judges"].roles == ("critic",)
 
 
 @pytest.mark.parametrize(
-    "path", sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py")), ids=str
+    ("argument", "expected"),
+    [
+        ("--config.run.total_steps=many", "total_steps=many"),
+        ("--config.cluster.pools.policy.hosts=two", "hosts=two"),
+        ("--config.run.seed", "run.seed"),
+    ],
 )
-def test_config_files_of_the_project_fit_the_schema(path, monkeypatch):
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert isinstance(from_config_dict(module.get_config()), Config)
+def test_a_value_of_a_wrong_kind_is_refused_with_its_key(argument, expected):
+    lines = message(override, two_pools(), [argument])
+    assert len(lines) == 1 and lines[0].startswith("the command line: ") and expected in lines[0]

@@ -1,50 +1,12 @@
-"""Contradictions are found, all at once; the batch algebra is the one computed by hand."""
+"""Contradictions are found, all at once, each with the way to mend it."""
 
 import json
 
 import pytest
+from good_config import GOOD, config, problems, split_config
 
-from jaxflow.batch_algebra import MeshSizes, UpdatePlan, derive, describe
-from jaxflow.config import Config, from_json
+from jaxflow.config import Config
 from jaxflow.config_checks import check
-from jaxflow.models.decoder_config import DecoderConfig
-from jaxflow.types import UserError
-
-# Eight devices: data 2 × fsdp 1 × tensor 4, generation with t_g = 2; 96 prompts × 4 samples.
-GOOD = {
-    "run.total_steps": 10,
-    "cluster.devices": 8,
-    "cluster.mesh.data": 2,
-    "cluster.mesh.tensor": 4,
-    "cluster.mesh.generation_tensor": 2,
-    "data.prompts_per_step": 96,
-    "data.max_prompt_tokens": 12,
-    "rollout.samples_per_prompt": 4,
-    "rollout.max_response_tokens": 20,
-    "rollout.sequences_per_device": 64,
-    "actor.minibatch_sequences": 128,
-    "actor.update_epochs": 2,
-    "actor.microbatch_tokens_per_device": 640,
-    "critic.minibatch_sequences": 96,
-}
-
-
-def config(**changes: object) -> Config:
-    """Build the good config with dotted keys changed (`__` for a dot)."""
-    tree: dict = {}
-    for path, value in {**GOOD, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
-        *groups, key = path.split(".")
-        group = tree
-        for name in groups:
-            group = group.setdefault(name, {})
-        group[key] = value
-    return from_json(tree)
-
-
-def problems(bad: Config, vocabulary_size: int | None = 100, devices: int | None = 8) -> list[str]:
-    with pytest.raises(UserError) as caught:
-        check(bad, vocabulary_size, devices)
-    return [line.removeprefix("  • ") for line in str(caught.value).split("\n")[1:]]
 
 
 def test_the_defaults_contradict_nothing():
@@ -55,77 +17,55 @@ def test_the_good_config_passes():
     check(config(), 100, 8)
 
 
-def test_the_batch_algebra_is_the_one_computed_by_hand():
-    derived = derive(config(critic__model__layers=1), 100)
-    assert derived.mesh == MeshSizes(data=2, fsdp=1, tensor=2, micro=2)
-    assert (derived.mesh.training_replicas, derived.mesh.generation_replicas) == (2, 4)
-    assert (derived.prompts_per_step, derived.sequences_per_step) == (96, 384)
-    assert derived.longest_sequence_tokens == 32
-    assert (derived.generation_rows, derived.generation_rounds) == (96, 2)
-    # Actor: 384 / 128 = 3 mini-batches × 2 passes, in 10 − 3 steps; 640 / 32 = 20 rows on each of 2 replicas.
-    assert derived.actor == UpdatePlan(
-        minibatch_sequences=128,
-        minibatches=3,
-        updates_per_step=6,
-        total_updates=60,
-        microbatches_if_longest=4,
-    )
-    assert (derived.critic.minibatches, derived.critic.updates_per_step, derived.critic.total_updates) == (
-        4,
-        4,
-        40,
-    )
-    assert derived.actor_model == DecoderConfig(vocabulary_size=100)
-    assert derived.critic_model == DecoderConfig(vocabulary_size=100, layers=1)
-
-
-def test_a_vocabulary_that_is_given_stays():
-    assert derive(config(actor__model__vocabulary_size=128), 100).actor_model.vocabulary_size == 128
-
-
-def test_the_description_holds_the_whole_chain():
-    text = describe(config(), derive(config(), 100))
-    for part in (
-        "96 prompts × 4 samples = 384 sequences",
-        "384 sequences → 3 mini-batches of 128 × 2 epochs = 6 updates",
-        "at most 640 padded tokens per device: 4 per mini-batch",
-        "training    data 2 × fsdp 1 × tensor 4 → rows over 2 replicas",
-        "generation  data 2 × fsdp 1 × micro 2 × tensor 2 → rows over 4 replicas",
-        "10 steps → 60 actor updates, 40 critic updates",
-    ):
-        assert part in text
-    # 4 layers of (3·128·512 + 2·128·32·8 + 2·128) + 128, two tables of 128 (padded) × 128.
-    assert "actor 1,082,496 ·" in text
-    # One table and a vector of 128 in place of the other.
-    assert "critic 1,066,240" in text
+def test_a_config_on_two_pools_passes():
+    check(split_config(), 100, 11)
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        (
-            {"cluster__devices": 4},
-            "cluster.mesh: data 2 × fsdp 1 × tensor 4 = 8 devices, but cluster.devices = 4",
-        ),
-        ({"cluster__mesh__generation_tensor": 3}, "set it to one of: 1, 2, 4"),
         ({"actor__model__heads": 6, "actor__model__kv_heads": 4}, "does not divide actor.model.heads = 6"),
-        (
-            {"critic__model__kv_heads": 2},
-            "critic.model.kv_heads = 2 cannot be split over cluster.mesh.tensor = 4",
-        ),
-        ({"actor__model__mlp_width": 510}, "actor.model.mlp_width = 510 cannot be split"),
         ({"actor__model__head_width": 31}, "make it even"),
         ({"actor__model__vocabulary_size": 99}, "but the tokenizer has 100 tokens"),
-        ({"actor__minibatch_sequences": 100}, "actor.minibatch_sequences = 100 sequences over all devices"),
-        ({"critic__minibatch_sequences": 3}, "the 2 training replicas (data × fsdp); set it to 2"),
-        ({"critic__minibatch_sequences": 768}, "set it to 384"),
         ({"actor__microbatch_tokens_per_device": 31}, "set it to at least 32"),
         ({"critic__microbatch_tokens_per_device": 1}, "critic.microbatch_tokens_per_device = 1 cannot hold"),
         (
             {"rollout__score_microbatch_tokens_per_device": 8},
             "rollout.score_microbatch_tokens_per_device = 8",
         ),
-        ({"warm_start__steps": 5, "warm_start__sequences_per_step": 7}, "warm_start.sequences_per_step = 7"),
+        ({"cluster__pools__main__hosts": 0}, "cluster.pools.main.hosts = 0: must be at least 1"),
+        ({"cluster__pools__main__mesh__fsdp": 0}, "cluster.pools.main.mesh.fsdp = 0: must be at least 1"),
+        ({"cluster__stage_timeout_seconds": 0}, "cluster.stage_timeout_seconds = 0.0: must be above 0"),
+        (
+            {"cluster__heartbeat_timeout_seconds": -1},
+            "cluster.heartbeat_timeout_seconds = -1.0: must be above",
+        ),
+        ({"cluster__max_restarts": -1}, "cluster.max_restarts = -1: must be at least 0"),
+        ({"cluster__address": "head"}, "cluster.address = 'head': must be empty, auto or host:port"),
+        ({"cluster__address": "ray://head:10001"}, "must be empty, auto or host:port"),
+        (
+            {"cluster__address": "auto", "cluster__launcher": "inprocess"},
+            "starts no workers elsewhere; set the address to ''",
+        ),
+        ({"rollout__parts": 0}, "rollout.parts = 0: must be at least 1"),
+        ({"tracking__timeline_steps": -1}, "tracking.timeline_steps = -1: must be at least 0"),
+        ({"reward__kind": "models"}, "did you mean 'model'?"),
+        (
+            {"reward__kind": "model"},
+            "set reward.weights to their directory, or warm_start.reward_steps above 0",
+        ),
+        ({"reward__weights": "/tmp"}, "reward.weights is of a reward model, and reward.kind = 'function'"),
+        ({"reward__model__layers": 1}, "reward.model is of a reward model"),
+        ({"warm_start__reward_steps": 1}, "warm_start.reward_steps is of a reward model"),
+        (
+            {"reward__kind": "model", "warm_start__reward_steps": 1, "reward__weights": "/tmp"},
+            "reward.weights are given and would not be learnt",
+        ),
+        ({"reward__kind": "model", "reward__weights": "/nowhere"}, "reward.weights: no such directory"),
+        (
+            {"reward__kind": "model", "warm_start__reward_steps": 1, "reward__model__heads": 3},
+            "reward.model.kv_heads = 4 does not divide reward.model.heads = 3",
+        ),
         ({"rollout__temperature": -0.1}, "rollout.temperature = -0.1: must be at least 0"),
         ({"rollout__top_p": 0.0}, "rollout.top_p = 0.0: must be in (0, 1]"),
         ({"rollout__top_p": 1.01}, "rollout.top_p = 1.01: must be in (0, 1]"),
@@ -184,27 +124,46 @@ def test_padding_counts_where_the_longest_sequence_must_fit():
     check(config(rollout__max_response_tokens=21, actor__microbatch_tokens_per_device=48), 100, 8)
 
 
-def test_generation_needs_a_row_share_for_every_freed_device():
-    # 2 × 3 = 6 sequences suit the 2 training replicas but not the 4 of generation.
-    bad = config(
-        data__prompts_per_step=2,
-        rollout__samples_per_prompt=3,
-        actor__minibatch_sequences=6,
-        critic__minibatch_sequences=6,
+@pytest.mark.parametrize(
+    ("key", "weights", "reward_steps", "needed"),
+    [
+        ("rollout__score_microbatch_tokens_per_device", "/tmp", 0, 48),
+        ("rollout__score_microbatch_tokens_per_device", "", 5, 48),
+        ("actor__microbatch_tokens_per_device", "", 5, 48),
+        ("actor__microbatch_tokens_per_device", "/tmp", 0, 32),
+    ],
+)
+def test_a_reward_model_reads_past_the_end_of_the_longest_sequence(key, weights, reward_steps, needed):
+    # 12 + 20 = 32 tokens need no padding; the position after them does.
+    asked = {"kind": "model", "weights": weights}
+    changes = {f"reward__{name}": value for name, value in asked.items()}
+    changes["warm_start__reward_steps"] = reward_steps
+    check(config(**changes, **{key: needed}), 100, 8)
+    assert problems(config(**changes, **{key: needed - 1}))[0].endswith(f"set it to at least {needed}")
+
+
+@pytest.mark.parametrize("address", ["auto", "head:6379", "10.0.0.1:6379"])
+def test_the_devices_of_this_machine_bound_only_a_ray_of_its_own(address):
+    assert problems(config(), devices=4) == [
+        "cluster.pools ask for 8 devices, but this machine has 4 (cpu); make them smaller, or set"
+        " cluster.address to a Ray of several machines"
+    ]
+    check(config(cluster__address=address), 100, 4)
+
+
+def test_an_algorithm_of_ones_own_says_which_roles_the_pools_need(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from jaxflow.dataflow import Dataflow\n"
+        "OWN = Dataflow(step=lambda roles, prompts: [], cast=('actor', 'reward'))\n"
     )
-    assert len(problems(bad)) == 1
-    assert "= 6 sequences per step cannot be split over the 4 generation replicas" in problems(bad)[0]
-
-
-def test_too_few_devices_are_reported():
-    assert problems(config(), devices=4)[0].startswith("cluster.devices = 8, but this machine has 4 (cpu)")
-
-
-def test_width_must_split_over_fsdp():
-    bad = config(cluster__mesh__fsdp=3, cluster__devices=24, actor__minibatch_sequences=96)
-    assert any(
-        "width = 128 cannot be split over cluster.mesh.fsdp = 3" in p for p in problems(bad, devices=24)
+    own = {"algorithm__name": f"{file}:OWN"}
+    check(
+        config(**own, cluster__pools__main__roles=["actor", "reward"], critic__minibatch_sequences=7), 100, 8
     )
+    found = problems(config(**own, cluster__pools__main__roles=["actor", "critic"]))
+    assert len(found) == 2
+    assert "'critic' is no role of" in found[0] and "needs a role reward" in found[1]
 
 
 def test_files_are_asked_for_together(tmp_path):
@@ -239,7 +198,7 @@ def test_all_contradictions_are_reported_at_once():
     bad = config(
         algorithm__name="dpo",
         rollout__top_p=2.0,
-        cluster__devices=6,
+        cluster__pools__main__devices_per_host=6,
         actor__model__head_width=3,
         actor__minibatch_sequences=100,
         algorithm__dual_clip=0.5,
@@ -249,6 +208,8 @@ def test_all_contradictions_are_reported_at_once():
 
 
 def test_sizes_of_zero_are_reported_without_dividing_by_them():
-    zeros = {key.replace(".", "__"): 0 for key in GOOD if key not in ("run.total_steps", "cluster.devices")}
+    whole = {key: 0 for key, value in GOOD.items() if isinstance(value, int)}
+    del whole["run.total_steps"]
+    zeros = {key.replace(".", "__"): value for key, value in whole.items()}
     found = problems(config(**zeros, actor__model__kv_heads=0))
     assert sum("must be at least 1" in problem for problem in found) == len(zeros) + 1

@@ -1,6 +1,5 @@
 """What the compiler made of the engine's programs: which collectives, between whom, of which sizes."""
 
-import dataclasses
 import json
 import math
 import os
@@ -9,9 +8,10 @@ import re
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import tiny
+
+from jaxflow.engine.compiled import collectives_of, received_by_position, shapes_of
 
 pytestmark = pytest.mark.slow  # compiles every program twice over, without a cache
 
@@ -19,14 +19,6 @@ TESTS = pathlib.Path(__file__).parent
 TENSOR, EVERYTHING = (2, 1, 4, 2), (2, 2, 2, 1)  # (data, fsdp, tensor, generation tensor)
 VOCABULARY = 320  # padded, of the programs' model
 LOGIT_CHUNK_ELEMENTS = 5120
-KINDS = (
-    "all-gather",
-    "all-reduce",
-    "all-to-all",
-    "collective-permute",
-    "reduce-scatter",
-    "collective-broadcast",
-)
 
 
 class Compiled:
@@ -56,65 +48,6 @@ class Compiled:
 
     def collectives(self, program):
         return collectives_of(self.text(program))
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    kind: str
-    shapes: list  # of its results on one device
-    groups: list  # of devices
-
-    @property
-    def elements(self):
-        return sum(map(math.prod, self.shapes))
-
-
-def collectives_of(text):
-    """List every collective in a piece of HLO."""
-    found = []
-    for line in text.splitlines():
-        match = re.search(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(", line)
-        if match is not None:
-            found.append(Collective(match[2], shapes_of(match[1]), groups_of(line)))
-    return found
-
-
-def shapes_of(text):
-    return [tuple(map(int, dims.split(","))) for dims in re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", text)]
-
-
-def groups_of(line):
-    """Read the device groups of a collective in any of the three notations that XLA prints."""
-    if "source_target_pairs" in line:
-        return [tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)\}", line)]
-    listed = re.search(r"replica_groups=\{(\{[\d,{}]+\})\}", line)
-    if listed is not None:
-        return [tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", listed[1])]
-    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
-    if iota is not None:
-        return [tuple(group) for group in iota_devices(iota[2], iota[3]).reshape(integers(iota[1])).tolist()]
-    mesh = re.search(
-        r"replica_groups=mesh\[([^\]]+)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?\{([^}]*)\}",
-        line,
-    )
-    assert mesh is not None, line
-    axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
-    count = str(math.prod(axes.values()))
-    devices = iota_devices(mesh[2] or count, mesh[3]).reshape(tuple(axes.values()))
-    named = [list(axes).index(name) for name in re.findall(r"'([^']+)'", mesh[4])]
-    others = [axis for axis in range(len(axes)) if axis not in named]
-    size = math.prod(devices.shape[axis] for axis in named)
-    return [tuple(group) for group in devices.transpose(*others, *named).reshape(-1, size).tolist()]
-
-
-def iota_devices(shape, permutation):
-    shape = integers(shape)
-    devices = np.arange(math.prod(shape)).reshape(shape)
-    return devices.transpose(integers(permutation)) if permutation is not None else devices
-
-
-def integers(text):
-    return tuple(map(int, text.split(",")))
 
 
 def computations_below(text, root):
@@ -149,24 +82,6 @@ def sharded_elements():
     return tiny.CONFIG.parameter_count + vocabulary_rows - norms
 
 
-@pytest.mark.parametrize(
-    ("line", "groups"),
-    [
-        ("replica_groups={{0,1},{2,3}}, x", [(0, 1), (2, 3)]),
-        ("replica_groups=[2,2]<=[4], x", [(0, 1), (2, 3)]),
-        ("replica_groups=[4,2]<=[2,2,2]T(1,0,2), x", [(0, 1), (4, 5), (2, 3), (6, 7)]),
-        ("replica_groups=mesh['a'=2,'b'=2] {'a'}, x", [(0, 2), (1, 3)]),
-        (
-            "replica_groups=mesh['a'=4,'b'=2], device_ids=([2,2,2]T(0,2,1)) {'b'}",
-            [(0, 2), (1, 3), (4, 6), (5, 7)],
-        ),
-        ("source_target_pairs={{0,1},{1,0}}", [(0, 1), (1, 0)]),
-    ],
-)
-def test_device_groups_are_read_in_every_notation(line, groups):
-    assert groups_of(line) == groups
-
-
 def test_the_switch_gathers_inside_micro_data_parallel_groups_and_nothing_else(compiled):
     (_, fsdp, tensor, generation_tensor), programs = compiled
     collectives = programs.collectives("transition")
@@ -188,16 +103,13 @@ def test_the_switch_gathers_inside_micro_data_parallel_groups_and_nothing_else(c
 
 def test_the_switch_receives_the_bytes_of_the_formula(compiled):
     (_, fsdp, tensor, generation_tensor), programs = compiled
-    received = sum(
-        collective.elements - collective.elements // len(collective.groups[0])
-        for collective in programs.collectives("transition")
-    )
     elements = sharded_elements()
-    assert received == elements // generation_tensor - elements // (tensor * fsdp)
+    expected = 4 * (elements // generation_tensor - elements // (tensor * fsdp))
+    assert received_by_position(programs.collectives("transition"), 8) == [expected] * 8
 
 
 def test_the_way_back_is_local(compiled):
-    assert compiled[1].collectives("way back") == []
+    assert compiled[1].collectives("way back") == ()
 
 
 def test_no_program_rematerialises_an_array_whole(compiled):

@@ -11,10 +11,14 @@ from typing import TypeVar
 import grain
 import numpy as np
 
+from jaxflow.data.answers import WrongAnswers
 from jaxflow.data.tokenizer import Tokenizer
-from jaxflow.types import Demonstrations, PromptRow, Prompts, UserError
+from jaxflow.types import Demonstrations, Judgements, PromptRow, Prompts, UserError
 
 Row = TypeVar("Row")
+
+# Beside the seed and the step in the address of the wrong answers' randomness: nothing else draws from it.
+_WRONG_ANSWERS = 1
 
 
 class PromptBatches:
@@ -67,12 +71,55 @@ class DemonstrationBatches:
 
     def at(self, step: int) -> Demonstrations:
         """Give the demonstrations of `step` (from 0): prompt, solution and end, the mask on the latter."""
-        pairs = self._batches[step]
-        tokens, lengths = _padded([prompt + answer for prompt, answer in pairs], self._width)
-        starts = np.array([len(prompt) for prompt, _ in pairs])
-        positions = np.arange(self._width)
-        response_mask = (positions >= starts[:, None]) & (positions < lengths[:, None])
+        tokens, lengths, response_mask = _answered(self._batches[step], self._width)
         return Demonstrations(tokens=tokens, lengths=lengths, response_mask=response_mask)
+
+
+class JudgementBatches:
+    """Answers to judge, every other one right and the rest wrong, for every step of a verifier; one shape."""
+
+    def __init__(
+        self,
+        rows: Sequence[PromptRow],
+        solution: Callable[[PromptRow], str],
+        tokenizer: Tokenizer,
+        sequences_per_step: int,
+        seed: int,
+    ) -> None:
+        """Lay out the rows' questions and the mistakes that can be made in answering them.
+
+        Raises:
+            UserError: a solution is empty, and so leaves no room for mistakes.
+        """
+        answers = tuple(tuple(tokenizer.encode(solution(row))) for row in rows)
+        for row, answer in zip(rows, answers, strict=True):
+            if not answer:
+                raise UserError(
+                    f"the solution of prompt {row.prompt!r} is empty: no wrong answers can be made from it; "
+                    "leave the row out"
+                )
+        pairs = [(row.tokens, answer) for row, answer in zip(rows, answers, strict=True)]
+        known = {token for prompt, answer in pairs for token in prompt + answer}
+        self._batches = _endless_batches(pairs, sequences_per_step, True, seed)
+        self._wrong = WrongAnswers(answers, tuple(sorted(known)), tokenizer.end_ids[0])
+        self._end, self._seed = tokenizer.end_ids[0], seed
+        # A mistake adds one token at the most, and so does the end.
+        self._width = max(len(prompt) for prompt, _ in pairs) + max(len(answer) for answer in answers) + 2
+
+    def at(self, step: int) -> Judgements:
+        """Give the judgements of `step` (from 0), the wrong answers addressed by seed and step."""
+        pairs = self._batches[step]
+        generator = np.random.default_rng([self._seed, step, _WRONG_ANSWERS])
+        # Counted over steps: batches of an odd size are balanced as well, two by two.
+        right = (step * len(pairs) + np.arange(len(pairs))) % 2 == 0
+        judged = [
+            (prompt, (*answer, self._end) if is_right else self._wrong.draw(answer, generator))
+            for (prompt, answer), is_right in zip(pairs, right, strict=True)
+        ]
+        tokens, lengths, response_mask = _answered(judged, self._width)
+        return Judgements(
+            tokens=tokens, lengths=lengths, response_mask=response_mask, labels=right.astype(np.float32)
+        )
 
 
 def fixed_batch(rows: Sequence[PromptRow], pad_multiple: int, step: int) -> Prompts:
@@ -104,6 +151,16 @@ def _prompts(rows: Sequence[PromptRow], samples_per_prompt: int, pad_multiple: i
         step=step,
         rows=repeated,
     )
+
+
+def _answered(
+    pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Put prompts and responses into rows [B, width]; also give lengths [B] and the mask [B, width] of responses."""
+    tokens, lengths = _padded([prompt + response for prompt, response in pairs], width)
+    starts = np.array([len(prompt) for prompt, _ in pairs])
+    positions = np.arange(width)
+    return tokens, lengths, (positions >= starts[:, None]) & (positions < lengths[:, None])
 
 
 def _padded(sequences: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:

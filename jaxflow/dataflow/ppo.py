@@ -6,7 +6,7 @@ from jaxflow.dataflow.roles import Roles
 from jaxflow.types import Future, Metrics, Prompts
 
 
-def ppo(roles: Roles, prompts: Prompts) -> list[Future[Metrics]]:
+def ppo(roles: Roles, prompts: Future[Prompts]) -> list[Future[Metrics]]:
     """Run one step: generate, prepare, learn. Nothing here waits; the returned metrics are the step's end."""
     rollout = roles.actor.generate(prompts)
 

@@ -6,8 +6,10 @@ moves between the roles without passing through the script that names it.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float
 
 from jaxflow.types import (
     Demonstrations,
@@ -24,15 +26,15 @@ from jaxflow.types import (
 class Actor(Protocol):
     """The policy being trained."""
 
-    def generate(self, prompts: Prompts) -> Future[Rollout]:
+    def generate(self, prompts: Future[Prompts]) -> Future[Rollout]:
         """Sample one response per row."""
         ...
 
-    def log_probs(self, rollout: Rollout | Future[Rollout]) -> Future[TokenLogProbs]:
+    def log_probs(self, rollout: Future[Rollout]) -> Future[TokenLogProbs]:
         """Score the responses with the training path."""
         ...
 
-    def update(self, experience: Experience | Future[Experience]) -> Future[Metrics]:
+    def update(self, experience: Future[Experience]) -> Future[Metrics]:
         """Run one step's policy updates."""
         ...
 
@@ -40,11 +42,11 @@ class Actor(Protocol):
 class Critic(Protocol):
     """The value model."""
 
-    def values(self, rollout: Rollout | Future[Rollout]) -> Future[object]:
-        """Estimate V_t before each response token, [B, T]."""
+    def values(self, rollout: Future[Rollout]) -> Future[Float[np.ndarray, "B T"]]:
+        """Estimate V_t before each response token."""
         ...
 
-    def update(self, experience: Experience | Future[Experience]) -> Future[Metrics]:
+    def update(self, experience: Future[Experience]) -> Future[Metrics]:
         """Run one step's value updates."""
         ...
 
@@ -52,7 +54,7 @@ class Critic(Protocol):
 class Reference(Protocol):
     """The policy's frozen starting point."""
 
-    def log_probs(self, rollout: Rollout | Future[Rollout]) -> Future[TokenLogProbs]:
+    def log_probs(self, rollout: Future[Rollout]) -> Future[TokenLogProbs]:
         """Score the responses with the frozen weights."""
         ...
 
@@ -60,7 +62,7 @@ class Reference(Protocol):
 class Reward(Protocol):
     """What judges whole responses."""
 
-    def score(self, rollout: Rollout | Future[Rollout], prompts: Prompts) -> Future[Scores]:
+    def score(self, rollout: Future[Rollout], prompts: Future[Prompts]) -> Future[Scores]:
         """Score each response."""
         ...
 
@@ -70,20 +72,17 @@ class Estimator(Protocol):
 
     def experience(
         self,
-        rollout: Rollout | Future[Rollout],
-        scores: Scores | Future[Scores],
-        actor_log_probs: TokenLogProbs | Future[TokenLogProbs],
-        reference_log_probs: TokenLogProbs | Future[TokenLogProbs],
-        values: object,
+        rollout: Future[Rollout],
+        scores: Future[Scores],
+        actor_log_probs: Future[TokenLogProbs],
+        reference_log_probs: Future[TokenLogProbs],
+        values: Future[Float[np.ndarray, "B T"]],
     ) -> Future[Experience]:
         """Estimate advantages and returns."""
         ...
 
     def statistics(
-        self,
-        rollout: Rollout | Future[Rollout],
-        scores: Scores | Future[Scores],
-        experience: Experience | Future[Experience],
+        self, rollout: Future[Rollout], scores: Future[Scores], experience: Future[Experience]
     ) -> Future[Metrics]:
         """Describe the step in named scalars."""
         ...
@@ -92,14 +91,13 @@ class Estimator(Protocol):
 class Student(Protocol):
     """A model that learns by imitation."""
 
-    def imitate(self, demonstrations: Demonstrations) -> Future[Metrics]:
+    def imitate(self, demonstrations: Demonstrations | Future[Demonstrations]) -> Future[Metrics]:
         """Run one supervised update."""
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Roles:
-    """The cast of a reinforcement-learning dataflow."""
+class Roles(Protocol):
+    """The built-in roles as a script sees them: an attribute each. A script casts those it asks."""
 
     actor: Actor
     critic: Critic

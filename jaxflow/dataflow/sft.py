@@ -6,6 +6,6 @@ from jaxflow.dataflow.roles import Student
 from jaxflow.types import Demonstrations, Future, Metrics
 
 
-def sft(student: Student, demonstrations: Demonstrations) -> list[Future[Metrics]]:
+def sft(student: Student, demonstrations: Demonstrations | Future[Demonstrations]) -> list[Future[Metrics]]:
     """Run one step: imitate the demonstrated responses."""
     return [student.imitate(demonstrations)]

@@ -6,7 +6,6 @@ Knows no algorithm, no text and no reward: token ids in, token ids and log-probs
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +13,23 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxflow.engine import attention
-from jaxflow.engine.batching import LENGTH_UNIT, ladder
+from jaxflow.engine.batching import LENGTH_UNIT, ladder, plan_rounds, scatter, take
 from jaxflow.engine.cache import empty_cache
+from jaxflow.engine.rows import Rows
 from jaxflow.engine.sampling import Sampling, sample, sequence_keys
 from jaxflow.engine.sharding import Layout
 from jaxflow.models.transformer import Model, Params
 from jaxflow.types import Prompts, Rollout
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """Prompts in the shape of a compiled program; a row of length 0 is padding."""
+
+    tokens: Int[Array, "B T"]
+    lengths: Int[Array, "B"]
+    sequence_ids: Int[Array, "B"]
 
 
 @jax.tree_util.register_dataclass
@@ -48,13 +58,16 @@ class _Generated:
 
 
 class Generator:
-    """Generates responses on a mesh under one generation layout."""
+    """Generates responses on a mesh under one generation layout; a process gives and gets its own rows."""
 
     def __init__(self, model: Model, layout: Layout, dtype: str, sequences_per_device: int):
         self._model, self._layout = model, layout
         self._dtype = dtype
-        self._rows_at_once = sequences_per_device * layout.replicas
-        self._program = jax.jit(self._traced, static_argnames=("sampling",), out_shardings=layout.replicated)
+        self._sequences_per_device = sequences_per_device
+        self._rows = Rows(layout.mesh, layout.axes["batch"])
+        self._program = jax.jit(
+            self._traced, static_argnames=("sampling",), out_shardings=layout.sharding(("batch",))
+        )
 
     def _record(self, state: _Decoding, logits: Array, keys: Array, sampling: Sampling) -> _Decoding:
         """Draw the next token of each row and write it and its log-probs behind the last one."""
@@ -75,9 +88,11 @@ class Generator:
         )
 
     def _traced(
-        self, params: Params, prompts: Array, lengths: Array, keys: Array, sampling: Sampling
+        self, params: Params, asked: _Asked, seed: Array, step: Array, purpose: Array, sampling: Sampling
     ) -> _Generated:
         layout, module = self._layout, self._model.bind(params)
+        prompts, lengths = asked.tokens, asked.lengths
+        keys = sequence_keys(seed, step, purpose, asked.sequence_ids)
         rows, width = prompts.shape
         total = width + sampling.max_response_tokens
         weights = module.backbone.layer_weights()
@@ -134,44 +149,30 @@ class Generator:
 
         Rows run `sequences_per_device` per device at a time, the longest prompts first.
         """
-        order = np.argsort(-prompts.lengths, kind="stable")
-        chunks = [order[i : i + self._rows_at_once] for i in range(0, len(order), self._rows_at_once)]
-        pending = [self._dispatch(params, prompts, rows, sampling, seed, step, purpose) for rows in chunks]
-        done = [jax.tree.map(np.asarray, generated) for generated in pending]
-        return _assemble(prompts, chunks, done)
-
-    def _dispatch(
-        self, params, prompts: Prompts, rows, sampling: Sampling, seed: int, step: int, purpose: int
-    ):
-        padded_rows = min(self._rows_at_once, ladder(len(rows), self._layout.replicas))
-        width = ladder(int(prompts.lengths[rows].max()), LENGTH_UNIT)
-        tokens = np.full((padded_rows, width), sampling.pad_id, np.int32)
-        given = prompts.tokens[rows, :width]
-        tokens[: len(rows), : given.shape[1]] = given
-        lengths = np.zeros(padded_rows, np.int32)
-        lengths[: len(rows)] = prompts.lengths[rows]
-        ids = np.zeros(padded_rows, np.int32)
-        ids[: len(rows)] = prompts.sequence_ids[rows]
-        place = functools.partial(jax.device_put, device=self._layout.sharding(("batch",)))
-        place_rows = functools.partial(jax.device_put, device=self._layout.sharding(("batch", None)))
-        keys = sequence_keys(seed, step, purpose, ids)
-        return self._program(params, place_rows(tokens), place(lengths), place(keys), sampling=sampling)
+        asked = _Asked(prompts.tokens, prompts.lengths, prompts.sequence_ids)
+        everyones = self._rows.gather(prompts.lengths)
+        address = (np.uint32(seed), np.int32(step), np.int32(purpose))
+        pending = []
+        # Dispatch all before reading any: the device never waits for the host between rounds.
+        for chunk in plan_rounds(everyones, self._sequences_per_device, self._rows.blocks):
+            mine = self._rows.local(chunk.rows, len(everyones))
+            placed = self._rows.place(take(asked, mine, chunk.padded_length))
+            pending.append((mine, self._program(params, placed, *address, sampling=sampling)))
+        return _assemble(prompts, [(mine, self._rows.fetch(generated)) for mine, generated in pending])
 
 
-def _assemble(prompts: Prompts, chunks: list[np.ndarray], done: list[_Generated]) -> Rollout:
-    """Put chunks back into the prompts' order, at one common padded length."""
-    count = len(prompts.lengths)
-    lengths, finished = np.zeros(count, np.int32), np.zeros(count, bool)
-    for rows, part in zip(chunks, done, strict=True):
-        lengths[rows], finished[rows] = part.lengths[: len(rows)], part.finished[: len(rows)]
-    width = ladder(int(lengths.max()), LENGTH_UNIT)
-    tokens = np.zeros((count, width), np.int32)
-    log_probs, behaviour = np.zeros((2, count, width), np.float32)
-    for rows, part in zip(chunks, done, strict=True):
-        w = min(width, part.tokens.shape[1])
-        tokens[rows, :w] = part.tokens[: len(rows), :w]
-        log_probs[rows, :w] = part.log_probs[: len(rows), :w]
-        behaviour[rows, :w] = part.behaviour_log_probs[: len(rows), :w]
-    column = np.arange(width)[None, :]
-    response_mask = (column >= prompts.lengths[:, None]) & (column < lengths[:, None])
-    return Rollout(tokens, lengths, response_mask, log_probs, behaviour, finished, prompts.groups)
+def _assemble(prompts: Prompts, parts: list[tuple[np.ndarray, _Generated]]) -> Rollout:
+    """Put parts back into the prompts' order, at one common padded length."""
+    longest = max(int(part.lengths.max(initial=0)) for _, part in parts)
+    shape = (len(prompts.lengths), ladder(longest, LENGTH_UNIT))
+    whole = scatter(parts, shape)
+    column = np.arange(shape[1])[None, :]
+    return Rollout(
+        tokens=whole.tokens,
+        lengths=whole.lengths,
+        response_mask=(column >= prompts.lengths[:, None]) & (column < whole.lengths[:, None]),
+        rollout_log_probs=whole.log_probs,
+        behaviour_log_probs=whole.behaviour_log_probs,
+        finished=whole.finished,
+        groups=prompts.groups,
+    )

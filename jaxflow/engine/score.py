@@ -6,7 +6,6 @@ trained on is what is scored.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
@@ -16,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxflow.engine import attention
 from jaxflow.engine.batching import plan_micro_batches, scatter, take
+from jaxflow.engine.rows import Rows
 from jaxflow.engine.sharding import Layout
 from jaxflow.models.transformer import LanguageModel, Model, Params, ScalarModel
 from jaxflow.types import TokenLogProbs
@@ -87,49 +87,40 @@ def token_values(
     return jnp.pad(scalars[:, :-1], ((0, 0), (1, 0)))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Sequences:
-    tokens: Int[Array, "B T"]
-
-
-jax.tree_util.register_dataclass(_Sequences)
-
-
 class Scorer:
-    """Scores host batches on a mesh in token-budget micro-batches."""
+    """Scores host batches on a mesh in token-budget micro-batches; a process gives and gets its own rows."""
 
     def __init__(self, model: Model, layout: Layout, tokens_per_device: int, temperature: float):
-        self._layout = layout
         self._tokens_per_device = tokens_per_device
-        rows = layout.sharding(("batch", None))
+        self._rows = Rows(layout.mesh, layout.axes["batch"])
 
-        @functools.partial(jax.jit, out_shardings=layout.replicated)
+        @functools.partial(jax.jit, out_shardings=layout.sharding(("batch",)))
         def score(params: Params, tokens: Array) -> TokenLogProbs | Array:
             if model.kind is LanguageModel:
                 return token_log_probs(model, params, tokens, temperature, layout)
             return token_values(model, params, tokens, layout)
 
         self._score = score
-        self._place = functools.partial(jax.device_put, device=rows)
 
-    def _run(self, params: Params, tokens: np.ndarray, lengths: np.ndarray):
-        plan = plan_micro_batches(lengths, self._tokens_per_device, self._layout.replicas)
+    def _run(self, params: Params, tokens: np.ndarray, lengths: np.ndarray) -> TokenLogProbs | np.ndarray:
+        everyones = self._rows.gather(lengths)
+        pending = []
         # Dispatch all before reading any: the device never waits for the host between micro-batches.
-        results = [(m, self._score(params, self._place(take(_Sequences(tokens), m).tokens))) for m in plan]
-        return [(m, jax.tree.map(np.asarray, result)) for m, result in results]
+        for micro in plan_micro_batches(everyones, self._tokens_per_device, self._rows.blocks):
+            mine = self._rows.local(micro.rows, len(everyones))
+            placed = self._rows.place(take(tokens, mine, micro.padded_length))
+            pending.append((mine, self._score(params, placed)))
+        return scatter([(mine, self._rows.fetch(scored)) for mine, scored in pending], tokens.shape)
 
     def log_probs(
         self, params: Params, tokens: np.ndarray, lengths: np.ndarray, response_mask: np.ndarray
     ) -> TokenLogProbs:
         """Return log-probs and entropy [B, T] float32, zero off the mask (a language model's)."""
-        parts = self._run(params, tokens, lengths)
-        log_probs = scatter([(m, p.log_probs) for m, p in parts], tokens.shape)
-        entropy = scatter([(m, p.entropy) for m, p in parts], tokens.shape)
-        return TokenLogProbs(np.where(response_mask, log_probs, 0.0), np.where(response_mask, entropy, 0.0))
+        said = self._run(params, tokens, lengths)
+        return jax.tree.map(lambda leaf: np.where(response_mask, leaf, np.float32(0.0)), said)
 
     def values(
         self, params: Params, tokens: np.ndarray, lengths: np.ndarray, response_mask: np.ndarray
     ) -> np.ndarray:
         """Return values [B, T] float32, zero off the mask (a scalar model's)."""
-        values = scatter(self._run(params, tokens, lengths), tokens.shape)
-        return np.where(response_mask, values, np.float32(0.0))
+        return np.where(response_mask, self._run(params, tokens, lengths), np.float32(0.0))

@@ -7,6 +7,7 @@ cheapest is checked here: for each name, the generation axes are a prefix of the
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,15 +17,16 @@ from jaxtyping import Array
 
 #            logical name   training               generation
 TABLE = {
-    "layers": ((), ()),
-    "vocabulary": (("tensor", "micro"), ("tensor",)),
+    "layers": (("pipe", "micro_pipe"), ("pipe",)),
+    # Cut over the stages too: else the table and the head would lie whole on each, and one stage would compute both.
+    "vocabulary": (("tensor", "pipe", "micro_pipe", "micro"), ("tensor", "pipe")),
     "heads": (("tensor", "micro"), ("tensor",)),
     "kv_heads": (("tensor", "micro"), ("tensor",)),
     "mlp": (("tensor", "micro"), ("tensor",)),
     "embed": (("fsdp",), ()),
     "norm": ((), ()),
-    # Activations: the batch takes over the axes that tensor parallelism leaves free.
-    "batch": (("data", "fsdp"), ("data", "fsdp", "micro")),
+    # Activations: the batch takes over the axes that the weights leave free.
+    "batch": (("data", "fsdp"), ("data", "fsdp", "micro_pipe", "micro")),
 }
 _ACTIVATIONS = ("batch",)
 
@@ -52,6 +54,22 @@ class Layout:
         """Bind the layout of an activation inside a compiled program."""
         return jax.lax.with_sharding_constraint(activation, self.sharding(names))
 
+    def fitting(self, sizes: Mapping[str, int]) -> Layout:
+        """Return this layout with each of these dimensions cut no further than its size divides.
+
+        What stays of the axes is the longest prefix whose product divides the size, so the prefix rule survives;
+        over the other axes the dimension is replicated. Made for fewer key/value heads than tensor ranks, whose
+        weights are small: {"kv_heads": K}.
+        """
+        fitted = dict(self.axes)
+        for name, size in sizes.items():
+            while size % self._ways(fitted[name]) != 0:
+                fitted[name] = fitted[name][:-1]
+        return dataclasses.replace(self, axes=fitted)
+
+    def _ways(self, axes: tuple[str, ...]) -> int:
+        return math.prod(self.mesh.shape[axis] for axis in axes)
+
     @property
     def replicated(self) -> NamedSharding:
         """Return the sharding that puts a whole copy on each device."""
@@ -60,10 +78,7 @@ class Layout:
     @property
     def replicas(self) -> int:
         """Count the shards of the batch dimension."""
-        size = 1
-        for axis in self.axes["batch"]:
-            size *= self.mesh.shape[axis]
-        return size
+        return self._ways(self.axes["batch"])
 
 
 def training_layout(mesh: Mesh) -> Layout:
@@ -83,7 +98,7 @@ def broken_prefixes(table: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
     """Return the weight names whose generation axes are not a prefix of their training axes.
 
     With the prefix rule every device's generation shard contains its training shard, so a switch receives
-    M/t_g − M/(t·fsdp) bytes per device, the minimum, and nothing is held twice (HybridFlow Table 2).
+    M/(t_g·p_g) − M/(t·p·fsdp) bytes per device, the minimum, and nothing is held twice (HybridFlow Table 2).
     """
     return [
         name

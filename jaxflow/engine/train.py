@@ -2,10 +2,12 @@
 
 Knows no algorithm: the loss is a function of what the model says of a micro-batch, the micro-batch, and the
 mini-batch's global counts, so the update does not depend on how rows are cut into micro-batches or devices.
+A process gives its own rows of a batch; what it must know of the others' are lengths and counts.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -16,8 +18,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Int
 
-from jaxflow.engine.batching import plan_micro_batches, take
+from jaxflow.engine.batching import plan_blocks, take
 from jaxflow.engine.optimizer import Optimizer
+from jaxflow.engine.rows import Rows
 from jaxflow.engine.score import token_log_probs, token_values
 from jaxflow.engine.sharding import Layout
 from jaxflow.engine.state import TrainState, state_shardings
@@ -37,10 +40,18 @@ Loss = Callable[[TokenLogProbs | Array, Any, Counts], tuple[Array, Mapping[str, 
 """(what the model says, micro-batch, mini-batch counts) -> (scalar, named scalars); both add over micro-batches."""
 
 
-def count_on_host(response_mask: np.ndarray) -> Counts:
-    """Count a mini-batch's response tokens and sequences; at least one of each, to divide by."""
-    tokens, sequences = int(response_mask.sum()), int(response_mask.any(axis=1).sum())
+def count(response_tokens: Int[np.ndarray, "b"]) -> Counts:
+    """Count the response tokens and sequences of a mini-batch; at least one of each, to divide by."""
+    tokens, sequences = int(response_tokens.sum()), int((response_tokens > 0).sum())
     return Counts(np.int32(max(tokens, 1)), np.int32(max(sequences, 1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    """What every process knows of all rows of a batch."""
+
+    lengths: Int[np.ndarray, "B"]
+    response_tokens: Int[np.ndarray, "B"]
 
 
 class Trainer:
@@ -58,6 +69,7 @@ class Trainer:
         self._model, self._layout = model, layout
         self._loss, self._temperature = loss, temperature
         self._tokens_per_device = tokens_per_device
+        self._rows = Rows(layout.mesh, layout.axes["batch"])
         self._transformation = optimizer.transformation()
         self._learning_rates = optimizer.learning_rates()
         weights = layout.weights(model.names)
@@ -107,23 +119,31 @@ class Trainer:
         the clip, `lr`, and `skipped` (updates skipped in a row; 0 when this one was applied). A gradient that
         is not finite leaves weights and moments untouched.
         """
-        counts = count_on_host(np.asarray(batch.response_mask))
+        sizes = self._gather_sizes(batch)
+        return self._update(state, batch, sizes, np.arange(len(sizes.lengths)))
+
+    def _gather_sizes(self, batch: TrainingBatch) -> _Sizes:
+        response_tokens = np.sum(batch.response_mask, axis=1, dtype=np.int32)
+        both = self._rows.gather(np.stack([np.asarray(batch.lengths, np.int32), response_tokens], axis=1))
+        return _Sizes(both[:, 0], both[:, 1])
+
+    def _update(
+        self, state: TrainState, batch: TrainingBatch, sizes: _Sizes, members: Int[np.ndarray, "b"]
+    ) -> tuple[TrainState, dict[str, np.ndarray]]:
+        """Update on some rows of the whole batch, of which this process holds its blocks'."""
+        total, counts = len(sizes.lengths), count(sizes.response_tokens[members])
         gradients, parts = self._zeros(), []
-        for micro in plan_micro_batches(batch.lengths, self._tokens_per_device, self._layout.replicas):
-            gradients, part = self._accumulate(
-                state.params, gradients, self._place(take(batch, micro)), counts
-            )
+        blocks = self._rows.split(members, total)
+        for micro in plan_blocks(sizes.lengths, blocks, self._tokens_per_device):
+            mine = self._rows.local(micro.rows, total)
+            placed = self._rows.place(take(batch, mine, micro.padded_length))
+            gradients, part = self._accumulate(state.params, gradients, placed, counts)
             parts.append(part)
         state, report = self._apply(state, gradients)
         report = dict(report)
         for name in parts[0]:
             report[name] = functools.reduce(jnp.add, [part[name] for part in parts])
         return state, report
-
-    def _place(self, batch: TrainingBatch) -> TrainingBatch:
-        return jax.tree.map(
-            lambda leaf: jax.device_put(leaf, self._layout.sharding(("batch", None)[: leaf.ndim])), batch
-        )
 
     def epochs(
         self, state: TrainState, batch: TrainingBatch, minibatch_sequences: int, epochs: int, seed: int
@@ -132,11 +152,9 @@ class Trainer:
 
         Returns the means over updates of every reported value; `skipped_updates` counts this call's.
         """
-        reports = []
-        for rows in _minibatches(len(batch.lengths), minibatch_sequences, epochs, seed, int(state.updates)):
-            state, report = self.update(
-                state, jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], batch)
-            )
+        reports, sizes = [], self._gather_sizes(batch)
+        for members in minibatches(len(sizes.lengths), minibatch_sequences, epochs, seed, int(state.updates)):
+            state, report = self._update(state, batch, sizes, members)
             reports.append(report)
         host = [{name: float(value) for name, value in report.items()} for report in reports]
         skipped = sum(report.pop("skipped") > 0 for report in host)
@@ -150,12 +168,20 @@ def _finite_mean(values: list[float]) -> float:
     return float(np.mean(finite)) if finite else float("nan")
 
 
-def _minibatches(
+def minibatches(
     sequences: int, minibatch_sequences: int, epochs: int, seed: int, updates_done: int
-) -> Iterator[np.ndarray]:
-    """Yield row indices of each mini-batch; the order is addressed by (seed, updates done), so it resumes."""
+) -> Iterator[Int[np.ndarray, "b"]]:
+    """Yield the rows of each mini-batch, ascending: ⌈sequences / minibatch_sequences⌉ = m of them per epoch.
+
+    Each run of m neighbouring rows gives one row to each mini-batch, in a random order. Rows stay on the devices
+    that hold them, and a mini-batch that drew from all rows freely would leave some devices with more to do than
+    others; this one asks the same of every block of rows. Its members depend on (seed, updates done) alone: not
+    on the mesh, and the same after a resume.
+    """
     generator = np.random.default_rng([seed, updates_done])
+    count = -(-sequences // minibatch_sequences)
+    runs = np.tile(np.arange(count), (-(-sequences // count), 1))
     for _ in range(epochs):
-        order = generator.permutation(sequences)
-        for start in range(0, sequences, minibatch_sequences):
-            yield order[start : start + minibatch_sequences]
+        assigned = generator.permuted(runs, axis=1).reshape(-1)[:sequences]
+        for index in range(count):
+            yield np.flatnonzero(assigned == index)

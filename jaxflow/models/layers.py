@@ -16,9 +16,6 @@ from jaxtyping import Array, Float, Int
 
 from jaxflow.models.decoder_config import DecoderConfig
 
-# Creating weights eagerly on a mesh would place each on one device first; they are born sharded under jit.
-nnx.use_eager_sharding(False)
-
 Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 """(queries [B,T,N,H], keys [B,T,K,H], values [B,T,K,H], carry) -> (mixed values [B,T,N,H], carry)."""
 

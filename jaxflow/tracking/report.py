@@ -1,22 +1,26 @@
 """The end summary of a run: what was done, what it reached, where the time went.
 
-Knows only the rows of metrics.jsonl and the folder they lie in.
+Knows only the rows of metrics.jsonl, the spans of a few steps and the folder of the run.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxflow.tracking.metrics import GLOBAL_STEP
 from jaxflow.tracking.text import duration, figure, stage_words
+from jaxflow.tracking.timeline import gantt, wall_seconds
+from jaxflow.types import Span
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _CURVE_COLUMNS = 40
 _BAR_COLUMNS = 24
+_GANTT_COLUMNS = 72
 
 
 def summary(
@@ -25,6 +29,7 @@ def summary(
     ended: float,
     workdir: Path,
     checkpoint_steps: Sequence[int],
+    spans_by_step: Mapping[int, Sequence[Span]],
 ) -> list[str]:
     """Writes the lines shown at the end of a run.
 
@@ -34,11 +39,13 @@ def summary(
         ended: now, seconds of the same clock.
         workdir: the run's folder.
         checkpoint_steps: steps whose checkpoints are kept.
+        spans_by_step: what the pools did in some steps; the one of median wall time is drawn.
     """
     steps = [row for row in rows if "timing_s/step" in row]
     lines = _totals(steps, ended - started)
     lines += _validation(rows)
     lines += _stage_times(steps)
+    lines += _typical_step(spans_by_step)
     kept = ", ".join(f"step {step}" for step in checkpoint_steps)
     lines.append(f"checkpoints   {kept if kept else 'none'}")
     lines += _files(workdir)
@@ -130,6 +137,17 @@ def _stage_times(steps: Sequence[Mapping[str, float]]) -> list[str]:
         drawn = bar(share, _BAR_COLUMNS)
         lines.append(f"  {stage_words(stage):<{width}}  {share:>6.1%}  {duration(seconds):>11}  {drawn}")
     return lines
+
+
+def _typical_step(spans_by_step: Mapping[int, Sequence[Span]]) -> list[str]:
+    """Draws the step of median wall time; the earliest counts only where it is the only one, as it compiles."""
+    seconds = {step: wall_seconds(spans) for step, spans in sorted(spans_by_step.items()) if spans}
+    if not seconds:
+        return []
+    candidates = list(seconds)[1:] if len(seconds) > 1 else list(seconds)
+    median = statistics.median_low([seconds[step] for step in candidates])
+    step = next(step for step in candidates if seconds[step] == median)
+    return [f"pools in step {step}, a typical one", *gantt(spans_by_step[step], _GANTT_COLUMNS)]
 
 
 def _files(workdir: Path) -> list[str]:

@@ -6,92 +6,98 @@ Knows no dataflow and does not import Ray: the same class lives in a Ray actor o
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
+import sys
+import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from jaxflow.batch_algebra import Derived
 from jaxflow.config import Config
 from jaxflow.engine.mesh import make_mesh
-from jaxflow.types import UserError
-from jaxflow.workers.model_free_roles import Estimator, Reward
+from jaxflow.types import Span, UserError
+from jaxflow.workers.calls import CallHeader, Given, Joined, Plain
+from jaxflow.workers.cast import role_class
+from jaxflow.workers.place import Place
 from jaxflow.workers.protocol import CallRecord, RoleError, RoleRefusal, exposed_methods, now
 from jaxflow.workers.resource_pool import ResourcePool
-from jaxflow.workers.roles import Actor, Critic, Reference, Student
-
-ROLES = {
-    "actor": Actor,
-    "critic": Critic,
-    "estimator": Estimator,
-    "reference": Reference,
-    "reward": Reward,
-    "student": Student,
-}
-
-
-def _claim_devices(pool: ResourcePool) -> list[jax.Device]:
-    """Return the pool's devices in this process; simulated ones are made here.
-
-    Raises UserError if they are not there, or if this process already runs another number of them.
-    """
-    if pool.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", pool.compilation_cache)
-        # Small programs are most of a small run's start; reading one back beats compiling it from 0.1 s on.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    if pool.platform == "cpu":
-        jax.config.update("jax_platforms", "cpu")
-        try:
-            jax.config.update("jax_num_cpu_devices", pool.devices)
-        except RuntimeError:
-            logging.getLogger(__name__).info("this process had set its devices up before")
-    try:
-        devices = jax.devices(pool.platform)
-    except RuntimeError as error:
-        raise UserError(f"pool {pool.name}: no {pool.platform} devices here ({error})") from error
-    if len(devices) < pool.devices:
-        raise UserError(
-            f"pool {pool.name} needs {pool.devices} {pool.platform} devices, found {len(devices)}"
-        )
-    return devices[: pool.devices]
+from jaxflow.workers.row_values import byte_count, join_rows, take_rows, token_count
+from jaxflow.workers.world import World, free_port, join
 
 
 class Host:
-    """Roles on one mesh in one process."""
+    """Roles on one mesh, as one process of the pool sees them."""
 
-    def __init__(self, config: Config, derived: Derived, pool: ResourcePool):
-        self._config, self._derived, self._pool = config, derived, pool
-        self._mesh: Mesh | None = None
+    def __init__(self, config: Config, derived: Derived, pool: ResourcePool, process: int):
+        self._config, self._derived, self._pool, self._process = config, derived, pool, process
+        self._place: Place | None = None
         self._roles: dict[str, Any] = {}
 
-    def start(self) -> int:
-        """Claim the pool's devices and return this process's id."""
-        with self._reporting("pool", "start"):
-            sizes, devices = self._pool.mesh, _claim_devices(self._pool)
-            tensor = sizes.tensor * sizes.micro
-            self._mesh = make_mesh(sizes.data, sizes.fsdp, tensor, sizes.tensor, devices)
+    def process_id(self) -> int:
+        """Return the system's number of this process."""
         return os.getpid()
+
+    def free_port(self) -> int:
+        """Return a port that the pool's processes can meet at."""
+        return free_port()
+
+    def start(self, world: World) -> None:
+        """Claim this process's devices and meet the others."""
+        with self._reporting("pool", "start"):
+            self.use(join(world))
+
+    def use(self, devices: Sequence[jax.Device]) -> None:
+        """Lay the pool's mesh over these devices, in their order."""
+        sizes = self._pool.mesh
+        self._place = Place(
+            make_mesh(sizes.data, sizes.fsdp, sizes.tensor * sizes.micro, sizes.tensor, devices)
+        )
+
+    def ping(self) -> None:
+        """Answer: the process is there and its interpreter runs."""
+
+    def stacks(self) -> str:
+        """Return what every Python thread of this process is doing, but the one that asks."""
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        lines = []
+        for ident, frame in sys._current_frames().items():
+            if ident != threading.get_ident():
+                lines += [f"thread {names.get(ident, ident)}:\n", *traceback.format_stack(frame)]
+        return "".join(lines)
 
     def place(self, role: str) -> None:
         """Build a role here."""
         with self._reporting(role, "place"):
-            self._roles[role] = ROLES[role](self._config, self._derived, self._mesh)
+            self._roles[role] = role_class(self._config, role)(self._config, self._derived, self._place)
 
     def remove(self, role: str) -> None:
         """Let a role and its arrays go."""
         del self._roles[role]
 
-    def call(self, role: str, method: str, *arguments: Any) -> tuple[Any, CallRecord]:
-        """Run one exposed method of a role; an exception leaves with role, method and process in it."""
-        exposed = exposed_methods(ROLES[role])[method]
-        started = now()
-        with self._reporting(role, method):
-            value = exposed.function(self._roles[role], *arguments)
-        return value, CallRecord(role, method, exposed.stage, started, now() - started)
+    def call(self, header: CallHeader, *values: Any) -> Any:
+        """Run this process's part of a call: the pieces of its result that it owes, then the record.
+
+        An exception leaves with role, method and process in it.
+        """
+        method = exposed_methods(type(self._roles[header.role]))[header.method]
+        started, place = now(), self._place
+        place.inner.clear()
+        with self._reporting(header.role, header.method):
+            arguments = _arguments(header, values)
+            result = method.function(self._roles[header.role], *arguments)
+            outputs = _outputs(header, result)
+            moved = sum(map(byte_count, values)) + sum(map(byte_count, outputs))
+            tokens = token_count((*arguments, result), header.own)
+        span = Span(self._pool.name, header.role, method.stage, started, now() - started, moved, tokens)
+        inner = [
+            Span(span.pool, span.role, part.name, part.started, part.seconds, part.bytes, 0)
+            for part in place.inner
+        ]
+        record = CallRecord(span, tuple(inner))
+        return (*outputs, record) if outputs else record
 
     @contextlib.contextmanager
     def _reporting(self, role: str, method: str) -> Iterator[None]:
@@ -99,6 +105,36 @@ class Host:
             yield
         except Exception as error:
             kind = RoleRefusal if isinstance(error, UserError) else RoleError
-            process = f"pool {self._pool.name}, process {os.getpid()}"
             message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            raise kind(role, method, process, message, traceback.format_exc()) from None
+            place = process_words(self._pool.name, self._process, os.getpid())
+            raise kind(role, method, place, message, traceback.format_exc()) from None
+
+
+def process_words(pool: str, process: int, pid: int) -> str:
+    """Name a process for people."""
+    return f"pool {pool}, process {process} (pid {pid})"
+
+
+def _arguments(header: CallHeader, values: Sequence[Any]) -> tuple[Any, ...]:
+    """Make the arguments of a call from what came with it."""
+    arguments, position = [], 0
+    for argument in header.arguments:
+        match argument:
+            case Plain(value):
+                arguments.append(value)
+            case Given():
+                arguments.append(values[position])
+                position += 1
+            case Joined(rows):
+                pieces = values[position : position + len(rows)]
+                taken = [take_rows(p, r.start, r.stop) for p, r in zip(pieces, rows, strict=True)]
+                arguments.append(join_rows(taken))
+                position += len(rows)
+    return tuple(arguments)
+
+
+def _outputs(header: CallHeader, result: Any) -> tuple[Any, ...]:
+    byte_count(result)  # refuses what may not cross, before it is cut
+    if header.outputs is None:
+        return (result,)
+    return tuple(take_rows(result, rows.start, rows.stop) for rows in header.outputs)

@@ -1,165 +1,205 @@
-"""Brings pools to life: in Ray actors, or in this process. The only file that talks to Ray.
+"""Brings the pools of a run to life, in Ray actors or in this process, and gives the roles' handles.
 
-Knows how calls travel; knows no role and no dataflow.
+Knows which pools there are and how rows are cut between them; knows no dataflow.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import logging
+import itertools
 import os
-import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from jaxflow.batch_algebra import Derived
 from jaxflow.config import Config
-from jaxflow.types import UserError
-from jaxflow.workers.future import CallList, LocalFuture, PendingCall
-from jaxflow.workers.group import Transport
+from jaxflow.types import Span
+from jaxflow.workers import in_process
+from jaxflow.workers.cast import role_class
+from jaxflow.workers.cluster import running
+from jaxflow.workers.future import CallList, Fetch, Piece, RowsFuture
+from jaxflow.workers.group import Exchange, Traffic, Transport, WorkerGroup
 from jaxflow.workers.host import Host
-from jaxflow.workers.protocol import CallRecord, RoleError
-from jaxflow.workers.resource_pool import ResourcePool
+from jaxflow.workers.in_process import InProcess
+from jaxflow.workers.in_ray import InRay, settle
+from jaxflow.workers.protocol import exposed_methods
+from jaxflow.workers.resource_pool import ResourcePool, cores_of
+from jaxflow.workers.row_values import byte_count, row_count, take_rows
+from jaxflow.workers.transfer import cut_at
+from jaxflow.workers.watch import Watch
+from jaxflow.workers.world import World, join
 
-# Where Ray looks for a token before it looks into the home folder.
-_TOKEN_VARIABLES = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
-
-
-class InProcess:
-    """Calls that run here and now; the futures they return are already done."""
-
-    def __init__(self, host: Host, calls: CallList):
-        self._host, self._calls = host, calls
-
-    def place(self, role: str) -> None:
-        """Build a role in this process."""
-        self._host.place(role)
-
-    def remove(self, role: str) -> None:
-        """Let a role go."""
-        self._host.remove(role)
-
-    def call(self, role: str, method: str, stage: str, arguments: tuple[Any, ...]) -> LocalFuture:
-        """Run the method and return its result as a future."""
-        outcome: list[CallRecord | RoleError] = []
-
-        def record() -> CallRecord:
-            if isinstance(outcome[0], RoleError):
-                raise outcome[0]
-            return outcome[0]
-
-        self._calls.add(PendingCall(role, method, stage, lambda: len(outcome) == 1, record))
-        values = [a.value if isinstance(a, LocalFuture) else a for a in arguments]
-        try:
-            value, finished = self._host.call(role, method, *values)
-        except RoleError as error:
-            outcome.append(error)
-            raise
-        outcome.append(finished)
-        return LocalFuture(value)
+# Roles that live before the algorithm's own do, each where the role that it teaches will.
+_TEACHERS = {"student": "actor", "verifier": "reward"}
 
 
-@dataclasses.dataclass(frozen=True)
-class RayFuture:
-    """A value in Ray's object store, or on its way there."""
+class Workers:
+    """The processes of a run, as the controller sees them."""
 
-    reference: ray.ObjectRef
-    role: str
-    method: str
-    process: str  # where it is made, in words
+    def __init__(
+        self,
+        config: Config,
+        pools: Sequence[ResourcePool],
+        transports: Mapping[str, Transport],
+        calls: CallList,
+        fetch: Fetch,
+        settle: Callable[[Sequence[Any], float], bool],
+        store: Callable[[Any], Any],
+    ):
+        """Join the pools of a run; the last three are how their transport waits, lets calls end, and keeps rows."""
+        self.calls, self.traffic = calls, Traffic()
+        self._config, self._pools, self._transports = config, pools, transports
+        self._fetch, self._settle, self._store = fetch, settle, store
+        self._cuts: dict[int, tuple[int, ...]] = {}
+        self._exchange = Exchange(calls, self.fetch, self.put, self.cuts, config.rollout.parts, self.traffic)
 
-    def result(self) -> Any:
-        """Wait for the value and bring it here; a role's exception arrives as itself."""
-        try:
-            return ray.get(self.reference)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, RoleError):
-                raise error.cause from None
-            raise
-        except (ray.exceptions.RayActorError, ray.exceptions.OwnerDiedError) as error:
-            message = "the process ended (killed from outside, or out of memory); the same command continues"
-            raise RoleError(self.role, self.method, self.process, message, str(error)) from None
+    def group(self, role: str) -> WorkerGroup:
+        """Build a role in the processes of its pool and return its handle."""
+        home = _TEACHERS.get(role, role)
+        pool = next(pool.name for pool in self._pools if home in pool.roles)
+        return WorkerGroup(role, role_class(self._config, role), self._transports[pool], self._exchange)
+
+    def put(self, batch: Any) -> RowsFuture:
+        """Hand the controller's own rows to the store, in the pieces that the pools will ask for."""
+        rows = row_count(batch)
+        pieces = []
+        for start, stop in itertools.pairwise((0, *self.cuts(rows), rows)):
+            taken = take_rows(batch, start, stop)
+            self.traffic.sent += byte_count(taken)
+            pieces.append(Piece(start, stop, self._store(taken)))
+        return RowsFuture(tuple(pieces), (), self.fetch)
+
+    def fetch(self, handles: Sequence[Any]) -> list[Any]:
+        """Wait for values and bring them here; raises what their calls raised."""
+        values = self._fetch(handles)
+        self.traffic.received += sum(map(byte_count, values))
+        return values
+
+    def collect(self) -> list[list[Span]]:
+        """Wait for all calls made and return what they did, in order: each call, then what happened inside it."""
+        calls = self.calls.collect(self._fetch)
+        self.traffic.received += byte_count(calls)
+        return calls
+
+    def settled(self, seconds: float) -> bool:
+        """Wait until all calls have ended, well or badly; return whether they did in that time."""
+        return self._settle([record for call in self.calls.unfinished for record in call.records], seconds)
+
+    def any_succeeded(self, method: str) -> bool:
+        """Return whether a pending call of this method ended without an exception; waits for those calls."""
+        return self.calls.any_succeeded(method, self._fetch)
+
+    def cuts(self, rows: int) -> tuple[int, ...]:
+        """Return the inner rows at which a batch is cut, so that every process of every pool gets whole pieces."""
+        if rows not in self._cuts:
+            self._cuts[rows] = tuple(sorted(self._edges(rows) - {0, rows}))
+        return self._cuts[rows]
+
+    def _edges(self, rows: int) -> set[int]:
+        parts = max(1, min(self._config.rollout.parts, rows))
+        bounds = [rows * part // parts for part in range(parts + 1)]
+        spans = {(0, rows), *itertools.pairwise(bounds)}
+        edges = set(bounds)
+        for pool in self._pools:
+            classes = [role_class(self._config, role) for role in pool.roles]
+            methods = [method for cls in classes for method in exposed_methods(cls).values()]
+            for protocol in {method.protocol for method in methods}:
+                for start, stop in spans:
+                    edges |= {start + edge for edge in cut_at(protocol.distribute(pool.grid, stop - start))}
+        return edges
 
 
-class InRay:
-    """Calls to a Ray actor; data goes from worker to worker by reference."""
-
-    def __init__(self, actor: ray.actor.ActorHandle, process: str, calls: CallList):
-        self._actor, self._process, self._calls = actor, process, calls
-
-    def place(self, role: str) -> None:
-        """Build a role in the actor's process and wait for it."""
-        RayFuture(self._actor.place.remote(role), role, "place", self._process).result()
-
-    def remove(self, role: str) -> None:
-        """Let a role go."""
-        RayFuture(self._actor.remove.remote(role), role, "remove", self._process).result()
-
-    def call(self, role: str, method: str, stage: str, arguments: tuple[Any, ...]) -> RayFuture:
-        """Send the call and return at once."""
-        references = [a.reference if isinstance(a, RayFuture) else a for a in arguments]
-        value, record = self._actor.call.options(num_returns=2).remote(role, method, *references)
-        self._calls.add(
-            PendingCall(
-                role,
-                method,
-                stage,
-                done=lambda: not ray.is_initialized() or bool(ray.wait([record], timeout=0)[0]),
-                record=RayFuture(record, role, method, self._process).result,
-            )
+def resource_pools(config: Config, derived: Derived) -> list[ResourcePool]:
+    """Describe the pools of a run; nothing is claimed."""
+    folders = {"off": "", "user": str(_user_cache() / "jaxflow" / "programs")}
+    cache = config.cluster.compilation_cache
+    return [
+        ResourcePool(
+            name=name,
+            platform=config.cluster.platform,
+            hosts=plan.hosts,
+            devices_per_host=plan.devices_per_host,
+            mesh=plan.mesh,
+            roles=plan.roles,
+            compilation_cache=folders.get(cache, cache),
         )
-        return RayFuture(value, role, method, self._process)
+        for name, plan in derived.pools.items()
+    ]
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
 
 
 @contextlib.contextmanager
-def _local_ray() -> Iterator[None]:
-    """Run a Ray of our own on this machine: loopback alone, a token of its own, no dashboard, no usage reports."""
-    # Unset, Ray turns token authentication on for a cluster it starts itself; set by us after `import ray`, it
-    # would not see it. A user's opt-out is for other clusters: whoever can talk to this one runs code as its user.
-    if os.environ.get("RAY_AUTH_MODE") != "token":
-        os.environ.pop("RAY_AUTH_MODE", None)
-    # A token of this run alone: the file that Ray would make in the home folder can be read by others.
-    if not _TOKEN_VARIABLES & os.environ.keys():
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    try:
+def connected(config: Config, derived: Derived) -> Iterator[None]:
+    """Hold the cluster that pools are placed on, for as many launches as it takes."""
+    if config.cluster.launcher == "inprocess":
         yield
-    finally:
-        ray.shutdown()
+        return
+    with running(config.cluster.address, sum(plan.hosts for plan in derived.pools.values())):
+        yield
 
 
 @contextlib.contextmanager
-def launched(config: Config, derived: Derived, pool: ResourcePool, calls: CallList) -> Iterator[Transport]:
-    """Bring up the pool's processes and give a way to call them; they end with the context.
+def launched(config: Config, derived: Derived, calls: CallList, workdir: Path) -> Iterator[Workers]:
+    """Place the pools and give the way to call them; their processes end with the context.
 
     Raises UserError if they do not come up within `cluster.start_timeout_seconds`, or lack devices.
     """
+    pools = resource_pools(config, derived)
     if config.cluster.launcher == "inprocess":
-        host = Host(config, derived, pool)
-        host.start()
-        yield InProcess(host, calls)
+        pools = [pool.in_one_process() for pool in pools]
+        transports = _in_this_process(config, derived, pools)
+        yield Workers(config, pools, transports, calls, in_process.fetch, in_process.settle, in_process.store)
         return
-    with _local_ray():
-        gpus = pool.devices if pool.platform == "gpu" else 0
-        actor = ray.remote(Host).options(num_cpus=1, num_gpus=gpus).remote(config, derived, pool)
-        started = actor.start.remote()
-        ready, _ = ray.wait([started], timeout=config.cluster.start_timeout_seconds)
-        if not ready:
-            raise UserError(
-                f"pool {pool.name}: no worker process after {config.cluster.start_timeout_seconds:.0f} s; "
-                "raise cluster.start_timeout_seconds, or see what holds this machine's CPUs or GPUs"
-            )
-        number = RayFuture(started, "pool", "start", f"pool {pool.name}").result()
-        try:
-            yield InRay(actor, f"pool {pool.name}, process {number}", calls)
-        finally:
-            calls.forget()  # another thread may ask after them, and Ray is about to go
+    groups = [InRay(config, derived, pool) for pool in pools]
+    cores = cores_of(pools, _cores(config))
+    try:
+        for group in groups:
+            group.start(cores[group.pool])
+        cluster = config.cluster
+        watch = Watch(
+            groups, calls, cluster.heartbeat_timeout_seconds, cluster.stage_timeout_seconds, workdir
+        )
+        yield Workers(
+            config, pools, {group.pool: group for group in groups}, calls, watch.fetch, settle, ray.put
+        )
+    finally:
+        calls.forget()  # another thread may ask after them, and their processes are about to go
+        for group in groups:
+            group.kill()
+
+
+def _cores(config: Config) -> list[int]:
+    """Return the cores to deal: none where devices are not simulated on them, or on machines not our own."""
+    ours = config.cluster.platform == "cpu" and not config.cluster.address
+    return sorted(os.sched_getaffinity(0)) if ours else []
+
+
+def _in_this_process(config: Config, derived: Derived, pools: Sequence[ResourcePool]) -> dict[str, InProcess]:
+    """Give every pool its own devices of this process."""
+    world = World(
+        pool="all",
+        platform=config.cluster.platform,
+        devices_per_process=sum(pool.devices for pool in pools),
+        processes=1,
+        process_index=0,
+        coordinator="",
+        loopback=True,
+        start_timeout_seconds=config.cluster.start_timeout_seconds,
+        heartbeat_timeout_seconds=config.cluster.heartbeat_timeout_seconds,
+        collective_timeout_seconds=config.cluster.stage_timeout_seconds,
+        compilation_cache=pools[0].compilation_cache,
+        cores=(),
+    )
+    devices, transports, start = join(world), {}, 0
+    for pool in pools:
+        host = Host(config, derived, pool, 0)
+        host.use(devices[start : start + pool.devices])
+        transports[pool.name] = InProcess(pool, host)
+        start += pool.devices
+    return transports

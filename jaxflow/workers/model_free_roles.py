@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxflow.algorithms.experience import PPOEstimator
 from jaxflow.algorithms.kl import adapt_coefficient
@@ -18,20 +18,31 @@ from jaxflow.algorithms.statistics import experience_statistics
 from jaxflow.batch_algebra import Derived
 from jaxflow.config import Config
 from jaxflow.data.source import load_tokenizer
+from jaxflow.engine.batching import LENGTH_UNIT, ladder
+from jaxflow.engine.mesh import AXES
+from jaxflow.engine.rows import Rows
+from jaxflow.engine.sharding import training_layout
 from jaxflow.rewards.function import exact_match, load_reward_function
 from jaxflow.rewards.scoring import score_rows
 from jaxflow.types import Experience, Metrics, Prompts, Rollout, Sample, Scores, TokenLogProbs, UserError
+from jaxflow.workers.place import Place
 from jaxflow.workers.protocol import exposed
+from jaxflow.workers.transfer import DP_PROTO, ONE_TO_ALL, THREE_D_PROTO
 
 
 class Reward:
     """Judges responses with a function of their text."""
 
-    def __init__(self, config: Config, derived: Derived, mesh: Mesh):
+    def __init__(self, config: Config, derived: Derived, place: Place):
         self._config = config.reward
+        self._rows = self._split(place)
         self._tokenizer = load_tokenizer(config.data.task, config.data.tokenizer)
         place = config.reward.function
         self._function = load_reward_function(place) if place else exact_match
+
+    def _split(self, place: Place) -> Rows:
+        """Return how rows are cut between the processes: a function of text works on each device's own."""
+        return Rows(place.mesh, AXES)
 
     def _judge(self, rollout: Rollout, prompts: Prompts) -> tuple[Scores, list[str]]:
         responses = [
@@ -39,20 +50,21 @@ class Reward:
             for tokens, mask in zip(rollout.tokens, rollout.response_mask, strict=True)
         ]
         scored = score_rows(self._function, responses, prompts.rows, self._config.fallback_score)
-        failed = float(np.mean(scored.scores.failed))
-        if failed > self._config.max_failed_fraction:
+        # Of all rows, whoever judged them; said by a process that has a failure to show.
+        failed = float(np.mean(self._rows.gather(scored.scores.failed)))
+        if failed > self._config.max_failed_fraction and scored.first_failure is not None:
             raise UserError(
                 f"the reward function failed on {failed:.0%} of the rows, more than reward.max_failed_fraction "
                 f"({self._config.max_failed_fraction:.0%}); the first failure: {scored.first_failure}"
             )
         return scored.scores, responses
 
-    @exposed("reward")
+    @exposed("reward", DP_PROTO, by_parts=True)
     def score(self, rollout: Rollout, prompts: Prompts) -> Scores:
         """Score each response."""
         return self._judge(rollout, prompts)[0]
 
-    @exposed("testing")
+    @exposed("testing", DP_PROTO)
     def judge_validation(self, rollout: Rollout, prompts: Prompts) -> tuple[Sample, ...]:
         """Score each response and return it as text."""
         scores, responses = self._judge(rollout, prompts)
@@ -74,23 +86,32 @@ class Reward:
 class Estimator:
     """The numeric part of the algorithm, and the KL coefficient, its only state."""
 
-    def __init__(self, config: Config, derived: Derived, mesh: Mesh):
+    def __init__(self, config: Config, derived: Derived, place: Place):
         algorithm, self._kl = config.algorithm, config.algorithm.kl
-        self._experience = jax.jit(
-            PPOEstimator(
-                discount=algorithm.discount,
-                gae_lambda=algorithm.gae_lambda,
-                whiten_advantages=algorithm.whiten_advantages,
-                kl_reward_estimator=self._kl.reward_estimator,
-            )
+        layout = training_layout(place.mesh)
+        self._rows = Rows(place.mesh, layout.axes["batch"])
+        estimator = PPOEstimator(
+            discount=algorithm.discount,
+            gae_lambda=algorithm.gae_lambda,
+            whiten_advantages=algorithm.whiten_advantages,
+            kl_reward_estimator=self._kl.reward_estimator,
         )
+        self._experience = jax.jit(estimator, out_shardings=layout.sharding(("batch",)))
         self._statistics = jax.jit(
-            experience_statistics, static_argnames=("kl_estimator", "max_response_tokens")
+            experience_statistics,
+            static_argnames=("kl_estimator", "max_response_tokens"),
+            out_shardings=layout.replicated,
         )
         self._max_response_tokens = config.rollout.max_response_tokens
+        self._sequences_per_step = derived.sequences_per_step
         self._kl_coefficient = self._kl.reward_coefficient
 
-    @exposed("adv")
+    def _placed(self, rollout: Rollout, *batches: Any) -> Any:
+        """Put the rollout and what was said of it onto the mesh, at one length for all processes' rows."""
+        width = ladder(int(np.max(self._rows.gather(rollout.lengths))), LENGTH_UNIT)
+        return self._rows.place(jax.tree.map(lambda leaf: _widened(leaf, width), (rollout, *batches)))
+
+    @exposed("adv", THREE_D_PROTO)
     def experience(
         self,
         rollout: Rollout,
@@ -100,23 +121,14 @@ class Estimator:
         values: np.ndarray,
     ) -> Experience:
         """Estimate advantages and returns."""
-        made = self._experience(
-            rollout,
-            scores,
-            actor_log_probs.log_probs,
-            reference_log_probs.log_probs,
-            values,
-            self._kl_coefficient,
-        )
-        return jax.tree.map(np.asarray, made)
+        told = (scores, actor_log_probs.log_probs, reference_log_probs.log_probs, values)
+        return self._rows.fetch(self._experience(*self._placed(rollout, *told), self._kl_coefficient))
 
-    @exposed("adv")
+    @exposed("adv", THREE_D_PROTO, replicated=True)
     def statistics(self, rollout: Rollout, scores: Scores, experience: Experience) -> Metrics:
         """Describe the step in named scalars, then adapt the KL coefficient to it if so configured."""
         scalars = self._statistics(
-            rollout,
-            scores,
-            experience,
+            *self._placed(rollout, scores, experience),
             self._kl_coefficient,
             kl_estimator=self._kl.reward_estimator,
             max_response_tokens=self._max_response_tokens,
@@ -128,17 +140,26 @@ class Estimator:
                 metrics["actor/reward_kl_penalty"],
                 self._kl.target,
                 self._kl.horizon_sequences,
-                len(rollout.lengths),
+                self._sequences_per_step,
             )
         return metrics
 
-    @exposed("save_checkpoint")
+    @exposed("save_checkpoint", ONE_TO_ALL)
     def save(self, directory: str) -> None:
-        """Write the coefficient."""
+        """Write the coefficient; every process has the same, the first one writes it."""
+        if jax.process_index() != 0:
+            return
         Path(directory).mkdir(parents=True, exist_ok=True)
         (Path(directory) / "estimator.json").write_text(json.dumps({"kl_coefficient": self._kl_coefficient}))
 
-    @exposed("load")
+    @exposed("load", ONE_TO_ALL)
     def restore(self, directory: str) -> None:
         """Continue with the coefficient that `save` wrote."""
         self._kl_coefficient = json.loads((Path(directory) / "estimator.json").read_text())["kl_coefficient"]
+
+
+def _widened(leaf: np.ndarray, width: int) -> np.ndarray:
+    """Bring [B, T] to [B, width]: what is cut or added is padding. [B] stays."""
+    if leaf.ndim == 1:
+        return leaf
+    return np.pad(leaf[:, :width], ((0, 0), (0, max(0, width - leaf.shape[1]))))

@@ -1,4 +1,7 @@
-"""What of a role can be called from the controller. Knows no transport and does not import Ray."""
+"""What of a role can be called from the controller, and what a call leaves behind.
+
+Knows no transport and does not import Ray.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,10 @@ import types
 from collections.abc import Callable
 from typing import TypeVar
 
-from jaxflow.types import UserError
+from jaxflow.types import Span, UserError
+from jaxflow.workers.transfer import TransferProtocol
 
 Method = TypeVar("Method", bound=Callable)
-
-_STAGES: dict[Callable, str] = {}
-
-
-def exposed(stage: str) -> Callable[[Method], Method]:
-    """Mark a role's method as callable from the controller; `stage` is its name in `timing_s/*`."""
-
-    def mark(method: Method) -> Method:
-        _STAGES[method] = stage
-        return method
-
-    return mark
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +23,33 @@ class Exposed:
     """A method of a role that the controller may call."""
 
     function: Callable  # unbound
-    stage: str
+    stage: str  # its name in `timing_s/*`
+    protocol: TransferProtocol
+    replicated: bool  # every process returns the same value, of which one is taken
+    by_parts: bool  # each row's result depends on that row alone: rows may go through in several calls
+
+
+_EXPOSED: dict[Callable, Exposed] = {}
+
+
+def exposed(
+    stage: str, protocol: TransferProtocol, replicated: bool = False, by_parts: bool = False
+) -> Callable[[Method], Method]:
+    """Mark a role's method as callable from the controller under a transfer protocol.
+
+    Args:
+        stage: its name in `timing_s/*` and in the timeline.
+        protocol: how rows reach the group's processes and how results are collected.
+        replicated: every process returns the same value; the first one's is the result. For metrics.
+        by_parts: no row's result depends on another row, so that the call may be made in `rollout.parts` calls
+            and whoever waits for its first rows can begin.
+    """
+
+    def mark(method: Method) -> Method:
+        _EXPOSED[method] = Exposed(method, stage, protocol, replicated, by_parts)
+        return method
+
+    return mark
 
 
 @functools.cache
@@ -40,20 +58,35 @@ def exposed_methods(role: type) -> dict[str, Exposed]:
     methods = {}
     for cls in reversed(role.__mro__):
         for name, member in vars(cls).items():
-            if isinstance(member, types.FunctionType) and member in _STAGES:
-                methods[name] = Exposed(member, _STAGES[member])
+            if isinstance(member, types.FunctionType) and member in _EXPOSED:
+                methods[name] = _EXPOSED[member]
     return methods
 
 
 @dataclasses.dataclass(frozen=True)
 class CallRecord:
-    """One finished call, as its worker saw it."""
+    """One process's part of one finished call, as it saw it."""
 
-    role: str
-    method: str
-    stage: str
-    started: float  # seconds since the epoch
-    seconds: float
+    span: Span  # bytes: arguments that it was sent and results that it gave
+    inner: tuple[Span, ...]  # what happened inside
+
+
+def merged(records: list[CallRecord]) -> list[Span]:
+    """Make one span of the parts of a call: from the first start to the last end, bytes and tokens of all.
+
+    What happened inside follows; its bytes are those of the process that moved most.
+    """
+    spans = [_one([record.span for record in records], sum(record.span.bytes for record in records))]
+    for same in zip(*(record.inner for record in records), strict=False):
+        spans.append(_one(list(same), max(span.bytes for span in same)))
+    return spans
+
+
+def _one(spans: list[Span], moved: int) -> Span:
+    started = min(span.started for span in spans)
+    ended = max(span.started + span.seconds for span in spans)
+    tokens = sum(span.tokens for span in spans)
+    return dataclasses.replace(spans[0], started=started, seconds=ended - started, bytes=moved, tokens=tokens)
 
 
 class RoleError(Exception):
@@ -73,6 +106,10 @@ class RoleRefusal(RoleError, UserError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class WorkerLost(RoleError):
+    """A process that ended, gives no sign of life, or is over its time: its group is lost with it."""
 
 
 def now() -> float:

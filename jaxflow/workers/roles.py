@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxflow.algorithms.losses import PolicyLoss, SupervisedLoss, ValueLoss
 from jaxflow.batch_algebra import Derived
@@ -30,8 +29,10 @@ from jaxflow.types import (
     Rollout,
     TokenLogProbs,
 )
+from jaxflow.workers.place import Place
 from jaxflow.workers.protocol import exposed
 from jaxflow.workers.trained import TrainedModel, optimizer_of
+from jaxflow.workers.transfer import ONE_TO_ALL, THREE_D_ALL_MICRO_DP, THREE_D_PROTO
 
 # Streams of randomness under the run's seed: what is drawn for one purpose never moves another.
 _TRAINING_ROLLOUT, _VALIDATION_ROLLOUT = 0, 1
@@ -48,17 +49,17 @@ class _Saved:
 
     _trained: TrainedModel
 
-    @exposed("load")
+    @exposed("load", ONE_TO_ALL)
     def load(self, directory: str) -> None:
         """Start from saved weights."""
         self._trained.load(Path(directory))
 
-    @exposed("save_checkpoint")
+    @exposed("save_checkpoint", ONE_TO_ALL)
     def save(self, directory: str) -> None:
         """Write all state that the next step depends on."""
         self._trained.save(Path(directory))
 
-    @exposed("load")
+    @exposed("load", ONE_TO_ALL)
     def restore(self, directory: str) -> None:
         """Continue from what `save` wrote."""
         self._trained.restore(Path(directory))
@@ -67,12 +68,12 @@ class _Saved:
 class Actor(_Saved):
     """The policy: trains, scores and generates with one set of weights in two layouts."""
 
-    def __init__(self, config: Config, derived: Derived, mesh: Mesh):
+    def __init__(self, config: Config, derived: Derived, place: Place):
         algorithm, rollout = config.algorithm, config.rollout
-        self._config = config
+        self._config, self._place = config, place
         model = describe(derived.actor_model, LanguageModel)
-        training = training_layout(mesh)
-        self._generation = generation_layout(mesh)
+        training = training_layout(place.mesh)
+        self._generation = generation_layout(place.mesh)
         self._generation_shardings = self._generation.weights(model.names)
         loss = PolicyLoss(
             clip_ratio_low=algorithm.clip_ratio_low,
@@ -117,9 +118,11 @@ class Actor(_Saved):
 
     def _generate(self, prompts: Prompts, temperature: float, purpose: int) -> Rollout:
         if self._rollout_weights is None:
-            self._rollout_weights, report = transition(
-                self._trained.params, self._generation_shardings, self._config.rollout.dtype
-            )
+            with self._place.span("transition") as span:
+                self._rollout_weights, report = transition(
+                    self._trained.params, self._generation_shardings, self._config.rollout.dtype
+                )
+                span.bytes = report.most_received_bytes
             self._transition_metrics = {
                 "transition/seconds": report.seconds,
                 "transition/received_bytes_per_device": float(report.most_received_bytes),
@@ -129,24 +132,24 @@ class Actor(_Saved):
             self._rollout_weights, prompts, self._sampling(temperature), seed, prompts.step, purpose
         )
 
-    @exposed("gen")
+    @exposed("gen", THREE_D_ALL_MICRO_DP, by_parts=True)
     def generate(self, prompts: Prompts) -> Rollout:
         """Sample one response per row at the training temperature."""
         return self._generate(prompts, self._config.rollout.temperature, _TRAINING_ROLLOUT)
 
-    @exposed("testing")
+    @exposed("testing", THREE_D_ALL_MICRO_DP, by_parts=True)
     def generate_validation(self, prompts: Prompts) -> Rollout:
         """Sample one response per row as validation asks."""
         return self._generate(prompts, self._config.rollout.validation_temperature, _VALIDATION_ROLLOUT)
 
-    @exposed("old_log_prob")
+    @exposed("old_log_prob", THREE_D_PROTO, by_parts=True)
     def log_probs(self, rollout: Rollout) -> TokenLogProbs:
         """Score the responses with the training path."""
         return self._scorer.log_probs(
             self._trained.params, rollout.tokens, rollout.lengths, rollout.response_mask
         )
 
-    @exposed("update_actor")
+    @exposed("update_actor", THREE_D_PROTO, replicated=True)
     def update(self, experience: Experience) -> Metrics:
         """Run one step's policy updates; the rollout weights of before are released first."""
         self._rollout_weights = None
@@ -154,13 +157,13 @@ class Actor(_Saved):
         metrics = self._trained.update(experience, actor.minibatch_sequences, actor.update_epochs)
         return _named("actor", metrics) | self._transition_metrics
 
-    @exposed("load")
+    @exposed("load", ONE_TO_ALL)
     def load(self, directory: str) -> None:
         """Start from saved weights."""
         self._rollout_weights = None
         super().load(directory)
 
-    @exposed("load")
+    @exposed("load", ONE_TO_ALL)
     def restore(self, directory: str) -> None:
         """Continue from what `save` wrote."""
         self._rollout_weights = None
@@ -170,13 +173,13 @@ class Actor(_Saved):
 class Student:
     """The policy before reinforcement learning: learns from demonstrations, then hands its weights on."""
 
-    def __init__(self, config: Config, derived: Derived, mesh: Mesh):
+    def __init__(self, config: Config, derived: Derived, place: Place):
         warm_start = config.warm_start
         optimizer = OptimizerConfig(learning_rate=warm_start.learning_rate, schedule="constant")
         self._sequences = warm_start.sequences_per_step
         self._trained = TrainedModel(
             describe(derived.actor_model, LanguageModel),
-            training_layout(mesh),
+            training_layout(place.mesh),
             optimizer_of(optimizer, warm_start.steps),
             SupervisedLoss(),
             1.0,
@@ -186,17 +189,17 @@ class Student:
             _ACTOR_WEIGHTS,
         )
 
-    @exposed("load")
+    @exposed("load", ONE_TO_ALL)
     def create(self) -> None:
         """Start from random weights."""
         self._trained.create()
 
-    @exposed("warm_start")
+    @exposed("warm_start", THREE_D_PROTO, replicated=True)
     def imitate(self, demonstrations: Demonstrations) -> Metrics:
         """Run one supervised update."""
         return self._trained.update(demonstrations, self._sequences, 1)
 
-    @exposed("save_checkpoint")
+    @exposed("save_checkpoint", ONE_TO_ALL)
     def save_weights(self, directory: str) -> None:
         """Write the weights that the policy and its reference start from."""
         self._trained.save_weights(Path(directory))
@@ -205,11 +208,11 @@ class Student:
 class Critic(_Saved):
     """The value model."""
 
-    def __init__(self, config: Config, derived: Derived, mesh: Mesh):
+    def __init__(self, config: Config, derived: Derived, place: Place):
         algorithm = config.algorithm
         self._config = config
         model = describe(derived.critic_model, ScalarModel)
-        layout = training_layout(mesh)
+        layout = training_layout(place.mesh)
         loss = ValueLoss(
             value_clip=algorithm.value_clip,
             aggregation=algorithm.loss_aggregation,
@@ -228,24 +231,24 @@ class Critic(_Saved):
         )
         self._scorer = Scorer(model, layout, config.rollout.score_microbatch_tokens_per_device, 1.0)
 
-    @exposed("load")
+    @exposed("load", ONE_TO_ALL)
     def create(self) -> None:
         """Start from random weights."""
         self._trained.create()
 
-    @exposed("load")
+    @exposed("load", ONE_TO_ALL)
     def load_backbone(self, directory: str) -> None:
         """Start from the policy's saved weights under a head that predicts zero."""
         self._trained.load_backbone(Path(directory))
 
-    @exposed("values")
+    @exposed("values", THREE_D_PROTO, by_parts=True)
     def values(self, rollout: Rollout) -> np.ndarray:
         """Estimate V_t before each response token, [B, T]."""
         return self._scorer.values(
             self._trained.params, rollout.tokens, rollout.lengths, rollout.response_mask
         )
 
-    @exposed("update_critic")
+    @exposed("update_critic", THREE_D_PROTO, replicated=True)
     def update(self, experience: Experience) -> Metrics:
         """Run one step's value updates."""
         critic = self._config.critic
@@ -257,19 +260,19 @@ class Critic(_Saved):
 class Reference:
     """The policy's frozen starting point."""
 
-    def __init__(self, config: Config, derived: Derived, mesh: Mesh):
+    def __init__(self, config: Config, derived: Derived, place: Place):
         self._model = describe(derived.actor_model, LanguageModel)
-        self._layout = training_layout(mesh)
+        self._layout = training_layout(place.mesh)
         budget = config.rollout.score_microbatch_tokens_per_device
         self._scorer = Scorer(self._model, self._layout, budget, _log_prob_temperature(config))
         self._params: Params = {}
 
-    @exposed("load")
+    @exposed("load", ONE_TO_ALL)
     def load(self, directory: str) -> None:
         """Read the frozen weights."""
         self._params = restore_weights(Path(directory), self._model, self._layout, tuple(self._model.shapes))
 
-    @exposed("ref")
+    @exposed("ref", THREE_D_PROTO, by_parts=True)
     def log_probs(self, rollout: Rollout) -> TokenLogProbs:
         """Score the responses with the frozen weights."""
         return self._scorer.log_probs(self._params, rollout.tokens, rollout.lengths, rollout.response_mask)

@@ -2,16 +2,16 @@
 
 import fakes
 import pytest
-import tiny
 
-from jaxflow.dataflow.ppo import ppo
+from jaxflow.dataflow import DATAFLOWS
 
 
 @pytest.fixture
 def step():
-    roles, log = fakes.fake_roles()
-    prompts = tiny.prompts(rows=2)
-    returned = ppo(roles, prompts)
+    ppo = DATAFLOWS["ppo"]
+    groups, log = fakes.fake_groups(ppo.cast)
+    prompts = fakes.FakeFuture("prompts", log)
+    returned = ppo(groups, prompts)
     return returned, log, prompts
 
 
@@ -36,7 +36,7 @@ def test_stages_follow_the_paper_generate_prepare_learn(step):
 
 def test_every_result_is_made_before_it_is_used(step):
     _, log, _ = step
-    made = set()
+    made = {"prompts"}
     for call in log:
         used = {argument.name for argument in call.arguments if isinstance(argument, fakes.FakeFuture)}
         assert used <= made, call.name

@@ -9,7 +9,7 @@ import pytest
 from jaxflow.dataflow import DATAFLOWS
 from jaxflow.dataflow.sft import sft
 
-SCRIPTS = [*DATAFLOWS.values(), sft]
+SCRIPTS = [*(dataflow.step for dataflow in DATAFLOWS.values()), sft]
 FORBIDDEN = (ast.If, ast.IfExp, ast.For, ast.While, ast.Try, ast.With, ast.Lambda, ast.BinOp, ast.Import)
 
 

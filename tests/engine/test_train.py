@@ -13,7 +13,7 @@ import tiny
 from jaxflow.algorithms.losses import PolicyLoss, SupervisedLoss, ValueLoss
 from jaxflow.engine.sharding import training_layout
 from jaxflow.engine.state import new_state
-from jaxflow.engine.train import Trainer, count_on_host
+from jaxflow.engine.train import Trainer, count, minibatches
 from jaxflow.types import Demonstrations
 
 POLICY = PolicyLoss(
@@ -199,49 +199,66 @@ def test_a_batch_without_any_response_moves_weights_by_their_decay_alone():
 
 
 def test_counts_are_of_response_tokens_and_of_rows_that_have_some():
-    mask = np.array([[0, 1, 1], [0, 0, 0], [0, 0, 1]], bool)
-    assert (count_on_host(mask).tokens, count_on_host(mask).sequences) == (3, 2)
-    assert (count_on_host(mask[1:2]).tokens, count_on_host(mask[1:2]).sequences) == (1, 1)
+    assert (count(np.array([2, 0, 1])).tokens, count(np.array([2, 0, 1])).sequences) == (3, 2)
+    assert (count(np.array([0])).tokens, count(np.array([0])).sequences) == (1, 1)
 
 
-class RecordingTrainer(Trainer):
-    """Says which rows each update was given (their lengths are their names) and that it failed or not."""
-
-    def update(self, state, batch):
-        self.given.append(batch.lengths.tolist())
-        bad = 3 in self.given[-1]
-        report = {"actor/pg_loss": np.float32(np.nan if bad else len(batch.lengths)), "skipped": int(bad)}
-        return dataclasses.replace(state, updates=state.updates + 1), report
+def mini_batches(sequences=12, minibatch_sequences=4, epochs=2, seed=0, updates_done=0):
+    return [rows.tolist() for rows in minibatches(sequences, minibatch_sequences, epochs, seed, updates_done)]
 
 
-def epochs(sequences=10, minibatch_sequences=4, passes=2, seed=0, updates_done=0):
-    layout = training_layout(tiny.ONE_DEVICE)
-    recording = RecordingTrainer(tiny.LANGUAGE_MODEL, layout, tiny.optimizer(), POLICY, 1.0, 4096)
-    recording.given = []
-    state = dataclasses.replace(fresh_state("actor", SINGLE), updates=jnp.int32(updates_done))
-    batch = dataclasses.replace(tiny.experience(rows=sequences), lengths=np.arange(sequences, dtype=np.int32))
-    _, report = recording.epochs(state, batch, minibatch_sequences, passes, seed)
-    return recording.given, report
+@pytest.mark.parametrize(("sequences", "size"), [(12, 4), (10, 4), (7, 7), (5, 9), (6, 1)])
+def test_every_epoch_sees_every_sequence_once_in_mini_batches_of_one_size_at_most(sequences, size):
+    given = mini_batches(sequences, size)
+    per_epoch = -(-sequences // size)
+    assert len(given) == 2 * per_epoch
+    for half in (given[:per_epoch], given[per_epoch:]):
+        assert sorted(row for rows in half for row in rows) == list(range(sequences))
+        assert all(1 <= len(rows) <= size and rows == sorted(rows) for rows in half)
 
 
-def test_every_epoch_sees_every_sequence_once():
-    given, _ = epochs()
-    assert [len(rows) for rows in given] == [4, 4, 2, 4, 4, 2]
-    first, second = ([row for rows in half for row in rows] for half in (given[:3], given[3:]))
-    assert sorted(first) == sorted(second) == list(range(10)) and first != second
+@pytest.mark.parametrize("blocks", [1, 2, 4, 8])
+def test_every_block_of_rows_gives_each_mini_batch_as_many_rows(blocks):
+    for rows in mini_batches(sequences=64, minibatch_sequences=16):
+        assert np.histogram(rows, blocks, (0, 64))[0].tolist() == [16 // blocks] * blocks
 
 
-def test_the_order_is_a_function_of_the_seed_and_of_the_updates_done():
-    assert epochs()[0] == epochs()[0]
-    assert epochs()[0] != epochs(seed=1)[0]
-    assert epochs()[0] != epochs(updates_done=6)[0]
+def test_any_row_of_a_run_may_go_to_any_mini_batch():
+    """Over many epochs each of the four rows of a run is in the first mini-batch a quarter of the time."""
+    firsts = mini_batches(sequences=4, minibatch_sequences=1, epochs=2000)[::4]
+    shares = np.bincount(np.ravel(firsts), minlength=4) / 2000
+    np.testing.assert_allclose(shares, 0.25, atol=0.05)  # five standard deviations
+
+
+def test_the_members_are_a_function_of_the_seed_and_of_the_updates_done():
+    assert mini_batches() == mini_batches()
+    others = [mini_batches(seed=1), mini_batches(updates_done=6), mini_batches()[3:] + mini_batches()[:3]]
+    assert all(other != mini_batches() for other in others)
+
+
+def epochs_and_their_updates(batch):
+    """Two mini-batches of four rows: as one pass, and one update after the other."""
+    batch, actor = tiny.rows_of(batch, np.arange(8)), trainer("actor", SINGLE, 4096)
+    stepwise, reports = fresh_state("actor", SINGLE), []
+    for rows in minibatches(8, 4, 1, 5, 0):
+        stepwise, report = actor.update(stepwise, tiny.rows_of(batch, rows))
+        reports.append({name: float(value) for name, value in report.items()})
+    state, means = actor.epochs(fresh_state("actor", SINGLE), batch, 4, 1, 5)
+    tiny.assert_same_bits(jax.device_get(state), jax.device_get(stepwise))
+    return means, reports
+
+
+def test_epochs_are_the_updates_of_their_mini_batches_in_turn():
+    means, reports = epochs_and_their_updates(BATCH)
+    assert len(reports) == 2 and means.pop("skipped_updates") == 0
+    assert means == {name: pytest.approx((reports[0][name] + reports[1][name]) / 2) for name in means}
 
 
 def test_a_skipped_update_is_counted_and_hides_no_one_else_s_figures():
-    _, report = epochs(passes=1)
-    given, _ = epochs(passes=1)
-    sizes = [len(rows) for rows in given if 3 not in rows]
-    assert report == {"actor/pg_loss": pytest.approx(np.mean(sizes)), "skipped_updates": 1.0}
+    means, reports = epochs_and_their_updates(bad_batch())
+    good = [report for report in reports if report["skipped"] == 0]
+    assert len(good) == means["skipped_updates"] == 1
+    assert means["actor/pg_loss"] == good[0]["actor/pg_loss"]
 
 
 def test_a_row_that_exceeds_the_budget_is_refused():

@@ -1,0 +1,197 @@
+"""What in a placement cannot be: roles without a pool, meshes that do not fit, weights and rows that do not split.
+
+Knows pools, models and sizes of batches. `config_checks` asks it and adds everything else about a config.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+
+from jaxflow.batch_algebra import sequences_per_step, with_vocabulary
+from jaxflow.config import Config
+from jaxflow.models.decoder_config import DecoderConfig
+from jaxflow.placement import MeshSizes, mesh_sizes, roles_with_models
+
+
+def role_problems(config: Config, cast: Sequence[str]) -> Iterator[str]:
+    """Say which roles of the algorithm stand in no pool or in several, and which no algorithm knows."""
+    pools, rule = config.cluster.pools, config.algorithm.name
+    found: dict[str, list[str]] = {role: [] for role in cast}
+    for name, pool in pools.items():
+        if not pool.roles:
+            yield f"cluster.pools.{name}.roles is empty: give the pool a role, or take it away"
+        for role in pool.roles:
+            meant = role if role in cast else next(iter(difflib.get_close_matches(role, cast, n=1)), "")
+            if meant != role:
+                hint = f"did you mean {meant!r}? " if meant else ""
+                yield (
+                    f"cluster.pools.{name}.roles: {role!r} is no role of {rule}: {hint}"
+                    f"it has: {', '.join(cast)}"
+                )
+            if meant:
+                found[meant].append(name)
+    for role, names in found.items():
+        if not names:
+            yield (
+                f"cluster.pools: {rule} needs a role {role}, and no pool has it; add it to the roles of one of:"
+                f" {', '.join(pools) or 'your pools (there are none)'}"
+            )
+        if len(names) > 1:
+            yield f"cluster.pools: the role {role} stands in {' and '.join(names)}; leave it in one of them"
+
+
+def mesh_problems(config: Config, devices_available: int | None) -> Iterator[str]:
+    """Say which meshes are not those of their pool's devices, and whether this machine has too few.
+
+    `devices_available` is None where nobody knows; a Ray that is joined may have devices elsewhere.
+    """
+    cluster = config.cluster
+    for name, pool in cluster.pools.items():
+        path, mesh, devices = f"cluster.pools.{name}", pool.mesh, pool.hosts * pool.devices_per_host
+        product = mesh.data * mesh.fsdp * mesh.tensor
+        if product != devices:
+            yield (
+                f"{path}.mesh: data {mesh.data} × fsdp {mesh.fsdp} × tensor {mesh.tensor} = {product} devices, but"
+                f" hosts {pool.hosts} × devices_per_host {pool.devices_per_host} = {devices}; change one of them"
+            )
+        if mesh.generation_tensor > 0 and mesh.tensor % mesh.generation_tensor != 0:
+            yield (
+                f"{path}.mesh.generation_tensor = {mesh.generation_tensor} does not divide {path}.mesh.tensor ="
+                f" {mesh.tensor}; set it to one of: {', '.join(map(str, divisors(mesh.tensor)))}"
+            )
+    devices = sum(pool.hosts * pool.devices_per_host for pool in cluster.pools.values())
+    if devices_available is not None and not cluster.address and devices > devices_available:
+        yield (
+            f"cluster.pools ask for {devices} devices, but this machine has {devices_available}"
+            f" ({cluster.platform}); make them smaller, or set cluster.address to a Ray of several machines"
+        )
+
+
+def sharding_problems(config: Config, vocabulary_size: int | None) -> Iterator[str]:
+    """Say which dimensions of a role's weights the mesh of its pool cannot split."""
+    asked = {}  # several roles of one pool may hold the same model
+    for role, pool in _pools_of_models(config).items():
+        path, model = _model_of(config, role)
+        asked[path, pool] = model
+    for (path, pool), model in asked.items():
+        mesh = config.cluster.pools[pool].mesh
+        for key, size, axis, ways in (
+            ("heads", model.heads, "tensor", mesh.tensor),
+            ("kv_heads", model.kv_heads, "tensor", mesh.tensor),
+            ("mlp_width", model.mlp_width, "tensor", mesh.tensor),
+            ("width", model.width, "fsdp", mesh.fsdp),
+        ):
+            if size % ways != 0:
+                yield (
+                    f"{path}.{key} = {size} cannot be split over cluster.pools.{pool}.mesh.{axis} = {ways};"
+                    f" set the axis to a divisor of {size}, or {key} to a multiple of {ways}"
+                )
+        known = with_vocabulary(model, 0 if vocabulary_size is None else vocabulary_size)
+        if known.padded_vocabulary_size % mesh.tensor != 0:
+            yield (
+                f"cluster.pools.{pool}.mesh.tensor = {mesh.tensor} cannot split the vocabulary of {path}, padded"
+                f" to {known.padded_vocabulary_size}; set it to a power of two"
+            )
+
+
+def row_problems(config: Config) -> Iterator[str]:
+    """Say which numbers of rows the devices of a pool cannot share equally."""
+    placed = _pools_of_models(config)
+    meshes = {name: mesh_sizes(pool.mesh) for name, pool in config.cluster.pools.items()}
+    sequences, product = sequences_per_step(config), _product(config)
+    for role, size in (
+        ("actor", config.actor.minibatch_sequences),
+        ("critic", config.critic.minibatch_sequences),
+    ):
+        if role in placed:
+            yield from _minibatch_problems(config, role, size, placed[role], meshes[placed[role]])
+    updated = {placed[role] for role in ("actor", "critic") if role in placed}
+    for pool in dict.fromkeys(pool for pool in placed.values() if pool not in updated):
+        if sequences % meshes[pool].training_replicas != 0:
+            yield (
+                f"{product} = {sequences} sequences per step cannot be split over the {_replicas(pool, meshes)};"
+                " make it a multiple"
+            )
+    if "actor" in placed:
+        mesh = meshes[placed["actor"]]
+        # A mesh whose generation size does not divide is reported already.
+        whole = mesh.training_tensor == config.cluster.pools[placed["actor"]].mesh.tensor
+        if whole and sequences % mesh.generation_replicas != 0:
+            yield (
+                f"{product} = {sequences} sequences per step cannot be split over the {mesh.generation_replicas}"
+                f" generation replicas of pool {placed['actor']} (data × fsdp × tensor / generation_tensor); make"
+                " it a multiple"
+            )
+        elif whole and config.rollout.parts > 1:
+            pools = [meshes[pool].training_replicas for pool in placed.values()]
+            yield from _part_problems(config, math.lcm(mesh.generation_replicas, *pools))
+    warm_start = config.warm_start
+    for role, steps in (("actor", warm_start.steps), ("reward", warm_start.reward_steps)):
+        if steps > 0 and role in placed:
+            replicas = meshes[placed[role]].training_replicas
+            if warm_start.sequences_per_step % replicas != 0:
+                yield (
+                    f"warm_start.sequences_per_step = {warm_start.sequences_per_step} is not a multiple of the"
+                    f" {_replicas(placed[role], meshes)}, where the {role} learns; make it one"
+                )
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of a positive number, ascending."""
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def _minibatch_problems(config: Config, role: str, size: int, pool: str, mesh: MeshSizes) -> Iterator[str]:
+    sequences, product = sequences_per_step(config), _product(config)
+    fitting = [fit for fit in divisors(sequences) if fit % mesh.training_replicas == 0]
+    if size not in fitting:
+        nearest = min(fitting, key=lambda fit: abs(fit - size), default=None)
+        mend = f"set it to {nearest}" if nearest is not None else f"no size does both: change {product}"
+        yield (
+            f"{role}.minibatch_sequences = {size} sequences over all devices: must divide the {sequences}"
+            f" sequences of a step ({product}) and be a multiple of the {_replicas(pool, {pool: mesh})}; {mend}"
+        )
+
+
+def _part_problems(config: Config, multiple: int) -> Iterator[str]:
+    """Say whether the parts of a step are equal and each a multiple of every pool's replicas."""
+    sequences, parts = sequences_per_step(config), config.rollout.parts
+    fitting = [fit for fit in divisors(sequences) if sequences // fit % multiple == 0]
+    # Where one part does not fit either, the sizes of the step are what is wrong, and reported.
+    if fitting and parts not in fitting:
+        yield (
+            f"rollout.parts = {parts}: the {sequences} sequences of a step must give equal parts, each a multiple"
+            f" of {multiple}, so that every pool's replicas share it; set it to"
+            f" {min(fitting, key=lambda fit: abs(fit - parts))}"
+        )
+
+
+def _pools_of_models(config: Config) -> dict[str, str]:
+    """Return role -> pool of the roles that hold a model and are placed; the first pool counts."""
+    pools = config.cluster.pools.items()
+    first = {
+        role: [name for name, pool in pools if role in pool.roles][:1] for role in roles_with_models(config)
+    }
+    return {role: names[0] for role, names in first.items() if names}
+
+
+def _model_of(config: Config, role: str) -> tuple[str, DecoderConfig]:
+    """Return the config key of a role's model, where its shape is written, and the model."""
+    if role == "critic" and config.critic.model is not None:
+        return "critic.model", config.critic.model
+    if role == "reward" and config.reward.model is not None:
+        return "reward.model", config.reward.model
+    return "actor.model", config.actor.model
+
+
+def _product(config: Config) -> str:
+    return (
+        f"data.prompts_per_step {config.data.prompts_per_step} × "
+        f"rollout.samples_per_prompt {config.rollout.samples_per_prompt}"
+    )
+
+
+def _replicas(pool: str, meshes: dict[str, MeshSizes]) -> str:
+    return f"{meshes[pool].training_replicas} training replicas of pool {pool} (data × fsdp)"

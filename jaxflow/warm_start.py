@@ -1,0 +1,140 @@
+"""What is learnt before the first reinforcement-learning step: the weights that policy and reward model start from.
+
+Knows the run's data and which role teaches what; no algorithm, no model and no Ray.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxflow.config import Config
+from jaxflow.data.batches import DemonstrationBatches, JudgementBatches
+from jaxflow.data.source import Source
+from jaxflow.data.tokenizer import Tokenizer
+from jaxflow.dataflow.sft import sft
+from jaxflow.run_directory import RunDirectory
+from jaxflow.stop import Stop
+from jaxflow.tracking.console import Console
+from jaxflow.types import Future, Metrics
+from jaxflow.workers.launch import Workers
+
+_METRICS = "warm_start.json"  # beside the weights: what the first row of metrics says of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Beginning:
+    """Where the first weights lie."""
+
+    actor: Path
+    reward: Path | None  # None: the reward is a function
+    metrics: dict[str, float]  # of the warm start, whenever it was
+
+
+class WarmStart:
+    """Makes the first weights, once per workdir."""
+
+    def __init__(
+        self,
+        config: Config,
+        source: Source,
+        tokenizer: Tokenizer,
+        directory: RunDirectory,
+        workers: Workers,
+        console: Console,
+        stop: Stop,
+        note_first: Callable[[str], None],
+    ):
+        self._config, self._source, self._tokenizer = config, source, tokenizer
+        self._directory, self._workers, self._console, self._stop = directory, workers, console, stop
+        self._note_first = note_first
+
+    def run(self) -> Beginning | None:
+        """Return the first weights, made if they are not there yet; None if a signal came first."""
+        if self._directory.initial() is None:
+            made = self._made()
+            if made is None:
+                return None
+            staged = self._directory.stage_initial()
+            for role, (teacher, _) in made.items():
+                teacher.save_weights(str(staged / role)).result()
+                teacher.release()
+            metrics = {name: value for _, metrics in made.values() for name, value in metrics.items()}
+            (staged / _METRICS).write_text(json.dumps(metrics))
+            self._workers.collect()
+            self._directory.commit_initial()
+        return self._beginning(self._directory.initial())
+
+    def _beginning(self, folder: Path) -> Beginning:
+        config = self._config
+        actor = Path(config.actor.weights) if config.actor.weights else folder / "actor"
+        reward = None
+        if config.reward.kind == "model":
+            reward = Path(config.reward.weights) if config.reward.weights else folder / "reward"
+        return Beginning(actor, reward, json.loads((folder / _METRICS).read_text()))
+
+    def _made(self) -> dict[str, tuple[Any, dict[str, float]]] | None:
+        """Return, per role whose weights are not given, its teacher with them and what there is to say."""
+        made: dict[str, tuple[Any, dict[str, float]]] = {}
+        if not self._config.actor.weights:
+            student = self._workers.group("student")
+            metrics = self._taught(student, self._demonstrated(student), "sft/loss", "warm_start")
+            if metrics is None:
+                return None
+            made["actor"] = student, metrics
+        if self._config.reward.kind == "model" and not self._config.reward.weights:
+            verifier = self._workers.group("verifier")
+            metrics = self._taught(verifier, self._judged(verifier), "verifier/loss", "reward_warm_start")
+            if metrics is None:
+                return None
+            made["reward"] = verifier, metrics
+        return made
+
+    def _demonstrated(self, student: Any) -> Iterator[list[Future[Metrics]]]:
+        """Imitate the task's own solutions, a step at each turn."""
+        settings, source = self._config.warm_start, self._source
+        if settings.steps == 0 or source.solution is None:
+            return
+        batches = DemonstrationBatches(
+            source.train, source.solution, self._tokenizer, settings.sequences_per_step, self._config.run.seed
+        )
+        for step in range(settings.steps):
+            yield sft(student, batches.at(step))
+
+    def _judged(self, verifier: Any) -> Iterator[list[Future[Metrics]]]:
+        """Learn to tell the task's solutions from wrong answers, a step at each turn."""
+        settings, source = self._config.warm_start, self._source
+        if settings.reward_steps == 0 or source.solution is None:
+            return
+        batches = JudgementBatches(
+            source.train, source.solution, self._tokenizer, settings.sequences_per_step, self._config.run.seed
+        )
+        for step in range(settings.reward_steps):
+            yield [verifier.learn(batches.at(step))]
+
+    def _taught(
+        self, teacher: Any, steps: Iterator[list[Future[Metrics]]], loss: str, stage: str
+    ) -> dict[str, float] | None:
+        """Run the steps; return their figures, None if a signal cut them short."""
+        teacher.create().result()
+        started, rows = time.monotonic(), []
+        for futures in steps:
+            rows.append({name: value for future in futures for name, value in future.result().items()})
+            self._workers.collect()
+            if len(rows) == 1:
+                self._note_first("supervised")
+            if self._stop.wished:
+                return None
+        if not rows:
+            return {}
+        seconds = time.monotonic() - started
+        self._console.note(
+            f"warm start of the {teacher.role}: {len(rows)} supervised steps in {seconds:.0f} s, "
+            f"loss {rows[0][loss]:.3f} → {rows[-1][loss]:.3f}"
+        )
+        last = {name: value for name, value in rows[-1].items() if name.startswith(loss.partition("/")[0])}
+        return last | {f"timing_s/{stage}": seconds}

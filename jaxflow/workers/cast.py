@@ -1,0 +1,38 @@
+"""Which class plays which role in a run. Knows no process and no transport."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+from jaxflow.config import Config
+from jaxflow.dataflow import load_dataflow
+from jaxflow.workers.model_free_roles import Estimator, Reward
+from jaxflow.workers.reward_model import RewardModel, Verifier
+from jaxflow.workers.roles import Actor, Critic, Reference, Student
+
+_BUILT_IN: Mapping[str, type] = {
+    "actor": Actor,
+    "critic": Critic,
+    "estimator": Estimator,
+    "reference": Reference,
+    "reward": Reward,
+    "student": Student,
+    "verifier": Verifier,
+}
+
+
+def role_class(config: Config, role: str) -> type:
+    """Return the class of a role: one that the algorithm brings along, or the built-in one."""
+    own = _brought_along(config.algorithm.name)
+    if role in own:
+        return own[role]
+    if role == "reward" and config.reward.kind == "model":
+        return RewardModel
+    return _BUILT_IN[role]
+
+
+@functools.cache
+def _brought_along(algorithm: str) -> Mapping[str, type]:
+    # Once per process: a file that is run again makes other classes of the same names.
+    return load_dataflow(algorithm).roles

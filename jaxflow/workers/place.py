@@ -1,0 +1,36 @@
+"""Where a role lives: what its process gives it beside config and arguments. Knows no role and no transport."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator
+
+from jax.sharding import Mesh
+
+
+@dataclasses.dataclass
+class Inner:
+    """Something worth a span inside a call; whoever does it fills in the bytes."""
+
+    name: str
+    started: float  # seconds since the epoch
+    seconds: float = 0.0
+    bytes: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """The mesh of a role's pool, and the notebook of what its calls spent time on."""
+
+    mesh: Mesh
+    inner: list[Inner] = dataclasses.field(default_factory=list)
+
+    @contextlib.contextmanager
+    def span(self, name: str) -> Iterator[Inner]:
+        """Note a stretch of the current call in the run's timeline."""
+        noted = Inner(name, time.time())
+        yield noted
+        noted.seconds = time.time() - noted.started
+        self.inner.append(noted)

@@ -1,0 +1,121 @@
+"""The roles around a reward model: the verifier that learns to judge, and the reward that asks it.
+
+Knows the config and the engine; knows neither processes nor transport. Arguments and results are host arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxflow.algorithms.verifier import VerifierLoss, last_value
+from jaxflow.batch_algebra import Derived
+from jaxflow.config import Config, OptimizerConfig
+from jaxflow.engine.score import Scorer
+from jaxflow.engine.sharding import training_layout
+from jaxflow.engine.state import restore_weights
+from jaxflow.models.transformer import Params, ScalarModel, describe
+from jaxflow.types import Judgements, Metrics, Prompts, Rollout, Sample, Scores
+from jaxflow.workers.model_free_roles import Reward
+from jaxflow.workers.place import Place
+from jaxflow.workers.protocol import exposed
+from jaxflow.workers.trained import TrainedModel, optimizer_of
+from jaxflow.workers.transfer import ONE_TO_ALL, THREE_D_PROTO
+
+# Beside the streams of the other roles' weights (workers/roles.py).
+_VERIFIER_WEIGHTS = 4
+
+
+def _read_afterwards(
+    tokens: np.ndarray, lengths: np.ndarray, response_mask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Move the mask one position on, so that the engine's values under it are read *after* each response token.
+
+    The engine's `values[t]` is the estimate before token t; a judgement needs the one after the last token,
+    which is the value before one token more. Each row [B, T] gets room for that token, [B, T + 1]; which token
+    stands there is never read.
+    """
+    return np.pad(tokens, ((0, 0), (0, 1))), lengths + 1, np.pad(response_mask, ((0, 0), (1, 0)))
+
+
+class Verifier:
+    """The reward model before reinforcement learning: learns which answers are right, then hands its weights on."""
+
+    def __init__(self, config: Config, derived: Derived, place: Place):
+        warm_start = config.warm_start
+        optimizer = OptimizerConfig(learning_rate=warm_start.reward_learning_rate, schedule="constant")
+        self._sequences = warm_start.sequences_per_step
+        self._trained = TrainedModel(
+            describe(derived.reward_model, ScalarModel),
+            training_layout(place.mesh),
+            optimizer_of(optimizer, warm_start.reward_steps),
+            VerifierLoss(),
+            1.0,
+            config.actor.microbatch_tokens_per_device,
+            optimizer.max_skipped_updates,
+            config.run.seed,
+            _VERIFIER_WEIGHTS,
+        )
+
+    @exposed("load", ONE_TO_ALL)
+    def create(self) -> None:
+        """Start from random weights."""
+        self._trained.create()
+
+    @exposed("warm_start", THREE_D_PROTO, replicated=True)
+    def learn(self, judgements: Judgements) -> Metrics:
+        """Run one supervised update; `verifier/loss` and `verifier/accuracy` are of the weights before it."""
+        tokens, lengths, response_mask = _read_afterwards(
+            judgements.tokens, judgements.lengths, judgements.response_mask
+        )
+        batch = dataclasses.replace(judgements, tokens=tokens, lengths=lengths, response_mask=response_mask)
+        return self._trained.update(batch, self._sequences, 1)
+
+    @exposed("save_checkpoint", ONE_TO_ALL)
+    def save_weights(self, directory: str) -> None:
+        """Write the weights that the reward model judges with."""
+        self._trained.save_weights(Path(directory))
+
+
+class RewardModel(Reward):
+    """Judges responses with a model: a score is the probability σ(s) in [0, 1] that the response is right.
+
+    So scores compare with those of an exact match. Accuracy, and which rows failed, stay the reward function's.
+    """
+
+    def __init__(self, config: Config, derived: Derived, place: Place):
+        super().__init__(config, derived, place)
+        self._model = describe(derived.reward_model, ScalarModel)
+        self._layout = training_layout(place.mesh)
+        budget = config.rollout.score_microbatch_tokens_per_device
+        self._scorer = Scorer(self._model, self._layout, budget, 1.0)
+        self._params: Params = {}
+
+    def _probabilities(self, rollout: Rollout) -> np.ndarray:
+        """Return σ(s) of each response [B]; 0 for an empty one, which answers nothing."""
+        tokens, lengths, mask = _read_afterwards(rollout.tokens, rollout.lengths, rollout.response_mask)
+        values = self._scorer.values(self._params, tokens, lengths, mask)
+        return np.where(mask.any(axis=1), np.asarray(jax.nn.sigmoid(last_value(values, mask))), np.float32(0))
+
+    def _judge(self, rollout: Rollout, prompts: Prompts) -> tuple[Scores, list[str]]:
+        told, responses = super()._judge(rollout, prompts)
+        return dataclasses.replace(told, scores=self._probabilities(rollout)), responses
+
+    @exposed("load", ONE_TO_ALL)
+    def load(self, directory: str) -> None:
+        """Read the weights."""
+        self._params = restore_weights(Path(directory), self._model, self._layout, tuple(self._model.shapes))
+
+    # The rows of a model are cut over other axes than those of a function of text.
+    @exposed("reward", THREE_D_PROTO, by_parts=True)
+    def score(self, rollout: Rollout, prompts: Prompts) -> Scores:
+        """Score each response."""
+        return super().score(rollout, prompts)
+
+    @exposed("testing", THREE_D_PROTO)
+    def judge_validation(self, rollout: Rollout, prompts: Prompts) -> tuple[Sample, ...]:
+        """Score each response and return it as text."""
+        return super().judge_validation(rollout, prompts)

@@ -1,0 +1,174 @@
+"""Waiting with open eyes: who died, who hangs, who is over its time, while the controller waits for a result.
+
+Knows pools and calls; knows no role and no dataflow. What is to be done about a loss is the run's business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from jaxflow.workers.future import CallList, PendingCall
+from jaxflow.workers.in_ray import InRay, bring
+from jaxflow.workers.protocol import RoleError, RoleRefusal, WorkerLost
+
+_LOOK_SECONDS = 0.5  # between looks at everything, while what is waited for is not there
+_PULSES_PER_TIMEOUT = 4  # signs of life asked for in the time after which a process counts as lost
+_STACKS_SECONDS = 5.0  # that the processes have to say what they do
+# A process that dies takes its peers' collectives down with it, and they may complain first: a failure is
+# believed only after its group had so long to show a better explanation.
+_EXPLAIN_SECONDS = 2.0
+_OF_COLLECTIVES = ("Gloo", "NCCL", "coordination service", "DEADLINE_EXCEEDED", "UNAVAILABLE")
+
+
+@dataclasses.dataclass
+class _Pulse:
+    """The sign of life last asked of one process."""
+
+    asked: float = 0.0
+    answer: ray.ObjectRef | None = None  # while it is on its way
+
+
+class Watch:
+    """The eyes of one run over its pools."""
+
+    def __init__(
+        self,
+        pools: Sequence[InRay],
+        calls: CallList,
+        heartbeat_timeout_seconds: float,
+        stage_timeout_seconds: float,
+        stacks_directory: Path,
+    ):
+        self._pools, self._calls = {pool.pool: pool for pool in pools}, calls
+        self._heartbeat_timeout, self._stage_timeout = heartbeat_timeout_seconds, stage_timeout_seconds
+        self._stacks_directory = stacks_directory
+        self._pulses = {(pool.pool, i): _Pulse() for pool in pools for i in range(pool.grid.processes)}
+
+    def fetch(self, handles: Sequence[Any]) -> list[Any]:
+        """Wait for the values behind references and bring them here.
+
+        Raises the failure that best explains why they will not come, wherever it happened: a role's exception,
+        or WorkerLost for a process that ended, gave no sign of life or is over its stage's time.
+        """
+        references = list(handles)
+        while references:
+            _, missing = ray.wait(references, num_returns=len(references), timeout=_LOOK_SECONDS)
+            if not missing:
+                break
+            self.look()
+        try:
+            return bring(references)
+        except RoleRefusal:
+            raise
+        except RoleError as error:
+            raise self._explained(error) from None
+
+    def look(self) -> None:
+        """Look at every call and every process once; raise the failure if there is one."""
+        try:
+            self._look_at_calls()
+        except RoleRefusal:
+            raise
+        except RoleError as error:
+            raise self._explained(error) from None
+        self._look_at_deadlines(time.monotonic())
+        self._look_at_pulses(time.monotonic())
+
+    def _look_at_calls(self) -> None:
+        unfinished = self._calls.unfinished
+        records = [record for call in unfinished for record in call.records]
+        if not records:
+            return
+        ready = set(ray.wait(records, num_returns=len(records), timeout=0)[0])
+        for call in unfinished:
+            arrived = bring([record for record in call.records if record in ready])
+            if len(arrived) == len(call.records):
+                call.finished = tuple(arrived)
+
+    def _look_at_deadlines(self, now: float) -> None:
+        for call in self._calls.running():
+            if call.running_since is None:
+                call.running_since = now
+            elif now - call.running_since > self._stage_timeout:
+                waiting = [i for i, record in enumerate(call.records) if not ray.wait([record], timeout=0)[0]]
+                self._lose(call, waiting[0] if waiting else 0, f"over its {self._stage_timeout:g} s")
+
+    def _look_at_pulses(self, now: float) -> None:
+        for (name, process), pulse in self._pulses.items():
+            if pulse.answer is None and now - pulse.asked > self._heartbeat_timeout / _PULSES_PER_TIMEOUT:
+                pulse.asked, pulse.answer = now, self._pools[name].ping(process)
+            elif pulse.answer is not None and ray.wait([pulse.answer], timeout=0)[0]:
+                answer, pulse.answer = pulse.answer, None
+                try:
+                    bring([answer])
+                except RoleError as error:
+                    raise self._explained(error, name, process) from None
+            elif pulse.answer is not None and now - pulse.asked > self._heartbeat_timeout:
+                call = next((call for call in self._calls.running() if call.pool == name), None)
+                what = f"no sign of life for {self._heartbeat_timeout:g} s (stopped, or its machine is gone)"
+                self._lose(call or _idle(name), process, what)
+
+    def _lose(self, call: PendingCall, process: int, what: str) -> None:
+        path = self._write_stacks()
+        message = f"{what} in stage {call.stage}; what all workers were doing is in {path}"
+        raise WorkerLost(call.role, call.method, self._pools[call.pool].words(process), message, message)
+
+    def _write_stacks(self) -> Path:
+        path = self._stacks_directory / f"stacks_{time.strftime('%Y%m%d-%H%M%S')}.txt"
+        lines = []
+        for pool in self._pools.values():
+            for process, stacks in enumerate(pool.stacks(_STACKS_SECONDS)):
+                lines.append(f"=== {pool.words(process)}\n")
+                lines.append("no answer: stopped, or busy outside Python\n" if stacks is None else stacks)
+        path.write_text("".join(lines))
+        return path
+
+    def _explained(self, error: RoleError, pool: str | None = None, process: int = 0) -> RoleError:
+        """Return the failure that came first, told with role, process and stage."""
+        deadline = time.monotonic() + _EXPLAIN_SECONDS
+        while True:
+            failures = next(
+                (found for call in self._calls.unfinished if (found := list(_failures(call)))), []
+            )
+            lost = [(call, i, e) for call, i, e in failures if isinstance(e, WorkerLost)]
+            own = [e for _, _, e in failures if not isinstance(e, WorkerLost) and not _of_collective(e)]
+            if own:
+                return own[0]
+            if lost or time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        if lost:
+            call, process, first = lost[0]
+            return self._ended(call, process, first)
+        if failures:
+            return failures[0][2]
+        return self._ended(_idle(pool), process, error) if pool is not None else error
+
+    def _ended(self, call: PendingCall, process: int, error: RoleError) -> WorkerLost:
+        message = f"the process ended (killed from outside, or out of memory) in stage {call.stage}"
+        return WorkerLost(call.role, call.method, self._pools[call.pool].words(process), message, error.trace)
+
+
+def _failures(call: PendingCall) -> Iterator[tuple[PendingCall, int, RoleError]]:
+    """Yield the processes in which a call is known to have failed."""
+    for process, record in enumerate(call.records):
+        if ray.wait([record], timeout=0)[0]:
+            try:
+                bring([record])
+            except RoleError as error:
+                yield call, process, error
+
+
+def _of_collective(error: RoleError) -> bool:
+    """Return whether a failure only tells that a peer is gone."""
+    return any(word in error.message for word in _OF_COLLECTIVES)
+
+
+def _idle(pool: str) -> PendingCall:
+    return PendingCall(pool, "pool", "wait", "idle", (), ())

@@ -1,0 +1,138 @@
+"""Two processes of two devices do what one process of four does: rows, weights and files."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import tiny
+import worlds
+
+from jaxflow.algorithms.losses import PolicyLoss
+from jaxflow.engine.generate import Generator
+from jaxflow.engine.sampling import Sampling
+from jaxflow.engine.score import Scorer
+from jaxflow.engine.sharding import generation_layout, training_layout
+from jaxflow.engine.state import new_state, new_weights, restore_state, save_state
+from jaxflow.engine.train import Trainer
+
+pytestmark = pytest.mark.slow  # every program is compiled for two worlds
+
+# (data, fsdp, training tensor size, generation tensor size): rows apart and weights together, weights across the
+# processes, and generation's rows across processes that train on the same ones.
+MESHES = {
+    "data2_tensor2": (2, 1, 2, 2),
+    "tensor4": (1, 1, 4, 4),
+    "data2_fsdp2": (2, 2, 1, 1),
+    "tensor4_to_2": (1, 1, 4, 2),
+}
+TOKENS_PER_DEVICE = 96  # several micro-batches
+SAMPLING = Sampling(
+    temperature=1.3, top_k=0, top_p=0.9, max_response_tokens=10, end_ids=(1, 2, 3, 4, 5), pad_id=0
+)
+POLICY = PolicyLoss(0.2, 0.2, 3.0, 0.01, "token-mean", 0.1, "k2", 32.0)
+PROMPTS, BATCH = tiny.prompts(rows=11), tiny.experience(rows=11)
+TRANSFORMATION = tiny.optimizer().transformation()
+
+
+def sharp(weights):
+    """Far from flat, as `tiny.weights`; the head of a fresh scalar model is zero and would hide everything."""
+    head = {
+        name: 3 * leaf + np.sin(np.arange(leaf.size)).reshape(leaf.shape) / 3
+        for name, leaf in weights["head"].items()
+    }
+    embedding = 20 * weights["backbone"]["embedding"]
+    return {"backbone": weights["backbone"] | {"embedding": embedding}, "head": head}
+
+
+def moved(function, tree, layout, model):
+    return jax.jit(function, out_shardings=layout.weights(model.names))(tree)
+
+
+def weights_of(model, layout):
+    return moved(sharp, new_weights(model, layout, 0, 0), layout, model)
+
+
+def whole(tree, layout, prefix):
+    """Name the leaves of a tree as whole arrays on this host."""
+    everywhere = jax.jit(lambda t: t, out_shardings=layout.replicated)(tree)
+    return {
+        prefix + jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree.leaves_with_path(everywhere)
+    }
+
+
+def named(result, prefix):
+    return {prefix + name: leaf for name, leaf in vars(result).items()}
+
+
+def story(sizes, training_rows, generation_rows, save_to, restore_from):
+    """Generate, score, update twice, save, restore: all that this process sees of it."""
+    process = jax.process_index()
+    mine, generated = np.asarray(training_rows[process]), np.asarray(generation_rows[process])
+    mesh = tiny.mesh_of(sizes)
+    training, generation = training_layout(mesh), generation_layout(mesh)
+    policy, critic = tiny.LANGUAGE_MODEL, tiny.SCALAR_MODEL
+    params = weights_of(policy, training)
+    batch = tiny.rows_of(BATCH, mine)
+    asked = (batch.tokens, batch.lengths, batch.response_mask)
+
+    generator = Generator(policy, generation, "float32", 2)
+    rollout_params = moved(lambda tree: tree, params, generation, policy)
+    prompts = tiny.prompt_rows(PROMPTS, generated)
+    told = named(generator(rollout_params, prompts, SAMPLING, seed=0, step=0, purpose=0), "rollout_")
+
+    told |= named(Scorer(policy, training, TOKENS_PER_DEVICE, 0.7).log_probs(params, *asked), "score_")
+    scorer = Scorer(critic, training, TOKENS_PER_DEVICE, 1.0)
+    told["score_values"] = scorer.values(weights_of(critic, training), *asked)
+
+    trainer = Trainer(policy, training, tiny.optimizer(), POLICY, 1.0, TOKENS_PER_DEVICE)
+    state, report = trainer.epochs(new_state(policy, training, TRANSFORMATION, params), batch, 6, 1, seed=3)
+    told |= {f"report_{name}": np.float32(value) for name, value in report.items()}
+    told |= whole(state, training, "state")
+    save_state(pathlib.Path(save_to), state)
+    if restore_from is not None:
+        restored = restore_state(pathlib.Path(restore_from), policy, training, TRANSFORMATION)
+        told |= whole(restored, training, "restored")
+    return told
+
+
+def of_prefix(told, prefix):
+    return {name.removeprefix(prefix): leaf for name, leaf in told.items() if name.startswith(prefix)}
+
+
+@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+def test_two_processes_do_what_one_does(sizes, tmp_path):
+    rows = len(BATCH.lengths)
+    layout = training_layout(tiny.mesh_of(sizes))
+    axes = (layout.axes["batch"], generation_layout(layout.mesh).axes["batch"])
+    shares = [[worlds.rows_of_process(p, 2, sizes, over, rows) for p in range(2)] for over in axes]
+    one = story(sizes, [range(rows)], [range(rows)], tmp_path / "one", None)
+    both = worlds.run(story, 2, 2, tmp_path, sizes, *shares, str(tmp_path / "two"), str(tmp_path / "one"))
+
+    for process, told in enumerate(both):
+        generated, mine = shares[1][process], shares[0][process]
+        assert 0 < len(generated) < rows
+        for place, row in enumerate(generated):
+            length = one["rollout_lengths"][row]
+            assert told["rollout_lengths"][place] == length
+            for name in ("tokens", "response_mask"):
+                expected = one[f"rollout_{name}"][row, :length]
+                np.testing.assert_array_equal(told[f"rollout_{name}"][place, :length], expected)
+            for name in ("rollout_log_probs", "behaviour_log_probs"):
+                expected = one[f"rollout_{name}"][row, :length]
+                np.testing.assert_allclose(told[f"rollout_{name}"][place, :length], expected, atol=1e-5)
+        np.testing.assert_array_equal(told["rollout_finished"], one["rollout_finished"][generated])
+        for name in ("log_probs", "entropy", "values"):
+            np.testing.assert_allclose(told[f"score_{name}"], one[f"score_{name}"][mine], atol=1e-5)
+        for name, value in of_prefix(one, "report_").items():
+            assert told[f"report_{name}"] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+        assert int(told["state.updates"]) == 2 and float(told["report_skipped_updates"]) == 0
+        for name, leaf in of_prefix(one, "state").items():
+            np.testing.assert_allclose(told[f"state{name}"], leaf, atol=1e-5, err_msg=name)
+            np.testing.assert_array_equal(told[f"restored{name}"], leaf, err_msg=name)
+
+    restored = restore_state(tmp_path / "two", tiny.LANGUAGE_MODEL, layout, TRANSFORMATION)
+    for name, leaf in whole(restored, layout, "state").items():
+        np.testing.assert_array_equal(leaf, both[0][name], err_msg=name)
+        np.testing.assert_array_equal(both[1][name], both[0][name], err_msg=name)

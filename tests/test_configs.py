@@ -1,0 +1,59 @@
+"""The project's config files say nothing that contradicts itself, and are the placements they claim to be."""
+
+import pathlib
+import runpy
+
+import pytest
+
+from jaxflow.batch_algebra import derive, describe
+from jaxflow.config import Config, from_config_dict
+from jaxflow.config_checks import check
+from jaxflow.data.source import load_tokenizer
+
+FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+FILES = sorted(path.stem for path in FOLDER.glob("*.py"))
+
+
+def read(name: str) -> Config:
+    return from_config_dict(runpy.run_path(str(FOLDER / f"{name}.py"))["get_config"]())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_config_files_of_the_project_pass_all_checks(name):
+    config = read(name)
+    vocabulary_size = load_tokenizer(config.data.task, config.data.tokenizer).vocabulary_size
+    check(config, vocabulary_size, None)
+    assert describe(config, derive(config, vocabulary_size))
+
+
+@pytest.mark.parametrize(
+    ("name", "placement"),
+    [
+        ("ppo_tiny", {("actor", "critic", "reference", "reward", "estimator"): (1, 4)}),
+        ("ppo_split", {("actor", "reference"): (2, 2), ("critic", "reward", "estimator"): (1, 2)}),
+        (
+            "ppo_standalone",
+            {
+                ("actor",): (2, 2),
+                ("critic", "estimator"): (1, 2),
+                ("reference",): (1, 1),
+                ("reward",): (1, 1),
+            },
+        ),
+    ],
+)
+def test_each_placement_is_the_one_its_file_is_named_for(name, placement):
+    pools = read(name).cluster.pools.values()
+    assert {pool.roles: (pool.hosts, pool.devices_per_host) for pool in pools} == placement
+
+
+@pytest.mark.parametrize("name", ["ppo_split", "ppo_standalone"])
+def test_split_placements_train_the_policy_of_the_colocated_run(name):
+    split, colocated = read(name), read("ppo_tiny")
+    assert (split.actor, split.critic, split.data, split.algorithm) == (
+        colocated.actor,
+        colocated.critic,
+        colocated.data,
+        colocated.algorithm,
+    )
+    assert split.reward.kind == "model"

@@ -88,11 +88,12 @@ def _read_command_line(arguments: Sequence[str]) -> _CommandLine:
 
 
 def _place(error: Exception) -> str:
-    """Return file:line of the user's code that failed: the innermost outside installed packages."""
+    """Return file:line of the user's code that failed: the innermost outside installed packages and our own."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "site-packages" not in frame.filename and frame.filename != __file__]
+    ours = str(Path(__file__).parent)
+    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(ours)]
     return f"{own[-1].filename}:{own[-1].lineno}" if own else "the config file"
 
 

@@ -55,22 +55,37 @@ MICRO = {
     "warm_start.steps": 3,
     "warm_start.sequences_per_step": 8,
 }
+CONFIG_WITH_POOLS = """
+import runpy
+
+def get_config():
+    config = runpy.run_path({file!r})["get_config"]()
+    config.cluster.pools = {pools!r}
+    return config
+"""
 # Two axes, each step with a real switch of layouts.
 FOUR_DEVICES = {"cluster.pools.main.devices_per_host": 4, "cluster.pools.main.mesh.tensor": 2}
 # What the clock decides; all else is a function of the config.
 TIMINGS = ("timing_", "perf/throughput", "perf/time_per_step", "perf/controller", "transition/seconds")
 
 
-def config_of(**changes):
+def micro(pools):
+    """The micro run's keys, those of its one pool left out where other pools are asked for."""
+    return {k: v for k, v in MICRO.items() if pools is None or not k.startswith("cluster.pools.")}
+
+
+def config_of(pools=None, **changes):
     """The micro config as the schema reads it."""
     values = default_config_dict()
-    values.update_from_flattened_dict({**MICRO, "cluster.launcher": "inprocess", **changes})
+    if pools is not None:
+        values.cluster.pools = pools
+    values.update_from_flattened_dict({**micro(pools), "cluster.launcher": "inprocess", **changes})
     return from_config_dict(values)
 
 
-def run_here(workdir, stop=None, **changes):
+def run_here(workdir, stop=None, pools=None, **changes):
     """Run in this process; return the exit code and what the console said."""
-    config = config_of(**changes)
+    config = config_of(pools, **changes)
     job, directory = prepare(config), RunDirectory(workdir, config.checkpoint.keep)
     directory.acquire()
     calls, written = CallList(), io.StringIO()
@@ -94,10 +109,15 @@ def rows(workdir):
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(TIMINGS)} for line in lines]
 
 
-def flags(workdir, **changes):
-    """The command line of a micro run."""
-    overrides = [f"--config.{key}={value}" for key, value in {**MICRO, **changes}.items()]
-    return [f"--config={CONFIG_FILE}", f"--workdir={workdir}", *overrides]
+def flags(workdir, pools=None, **changes):
+    """The command line of a micro run; with pools, of a config file that is written beside the workdir."""
+    file = CONFIG_FILE
+    if pools is not None:
+        file = workdir.parent / f"{workdir.name}.py"
+        described = {name: json.loads(described.to_json()) for name, described in pools.items()}
+        file.write_text(CONFIG_WITH_POOLS.format(file=str(CONFIG_FILE), pools=described))
+    overrides = [f"--config.{key}={value}" for key, value in {**micro(pools), **changes}.items()]
+    return [f"--config={file}", f"--workdir={workdir}", *overrides]
 
 
 def environment():

@@ -11,6 +11,7 @@ from jaxflow.engine.mesh import make_mesh
 from jaxflow.engine.optimizer import Optimizer
 from jaxflow.engine.sharding import training_layout
 from jaxflow.engine.state import new_weights
+from jaxflow.engine.train import count
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.transformer import LanguageModel, ScalarModel, describe
 from jaxflow.types import Experience, PromptRow, Prompts
@@ -137,3 +138,8 @@ def assert_same_bits(actual, expected):
         left, right = np.asarray(left), np.asarray(right)
         assert left.dtype == right.dtype and left.shape == right.shape, path
         assert left.tobytes() == right.tobytes(), path
+
+
+def counts_of(mask):
+    """The counts of a whole mini-batch with this response mask."""
+    return count(np.sum(np.asarray(mask), axis=1))

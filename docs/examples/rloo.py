@@ -24,10 +24,10 @@ class LeaveOneOut:
         if self._samples < 2 or np.any(np.bincount(groups)[groups] != self._samples):
             raise UserError("leave_one_out: set rollout.samples_per_prompt > 1, and its pool's hosts to 1")
         others = np.bincount(groups, scores.scores)[groups] - scores.scores
-        advantages = (scores.scores - others / (self._samples - 1))[:, None] * mask
-        unused = np.zeros_like(log_probs)  # reference_log_probs, values, returns
-        made = (rollout.tokens, rollout.lengths, mask, log_probs, unused, unused)
-        return Experience(*made, advantages.astype(np.float32), unused)
+        advantages = scores.scores - others / (self._samples - 1)
+        per_token = np.where(mask, advantages[:, None], 0.0).astype(np.float32)
+        unused = np.zeros_like(log_probs)  # reference_log_probs, values and returns
+        return Experience(rollout.tokens, rollout.lengths, mask, log_probs, unused, unused, per_token, unused)
 
     @exposed("adv", ONE_TO_ALL, replicated=True)
     def statistics(self, scores):
@@ -48,12 +48,9 @@ RLOO = Dataflow(rloo, cast=("actor", "reward", "leave_one_out"), roles={"leave_o
 
 def get_config():
     """Return ppo_tiny's config with this algorithm in place of PPO."""
-    config = runpy.run_path(str(pathlib.Path(__file__).parents[2] / "configs" / "ppo_tiny.py"))[
-        "get_config"
-    ]()
+    ppo_tiny = pathlib.Path(__file__).parents[2] / "configs" / "ppo_tiny.py"
+    config = runpy.run_path(str(ppo_tiny))["get_config"]()
     config.algorithm.name = f"{__file__}:RLOO"
-    config.algorithm.loss_aggregation = (
-        "seq-mean-token-sum"  # REINFORCE: every token bears its response's score
-    )
+    config.algorithm.loss_aggregation = "seq-mean-token-sum"  # a response is one action
     config.cluster.pools.main.roles = RLOO.cast
     return config

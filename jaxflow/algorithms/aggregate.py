@@ -16,16 +16,6 @@ from jaxflow.algorithms.masked import masked_sum, on_mask
 AGGREGATIONS = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
 
 
-def count(response_mask: Bool[Array, "B T"]) -> types.Counts:
-    """Count the tokens and the non-empty sequences of a whole mini-batch; at least 1 each, int32."""
-    chex.assert_rank(response_mask, 2)
-    chex.assert_type(response_mask, bool)
-    return types.Counts(
-        tokens=jnp.maximum(jnp.sum(response_mask, dtype=jnp.int32), 1),
-        sequences=jnp.maximum(jnp.sum(jnp.any(response_mask, axis=1), dtype=jnp.int32), 1),
-    )
-
-
 def aggregate(
     losses: Float[Array, "B T"],
     mask: Bool[Array, "B T"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 
 from jaxflow.config import Config
@@ -24,15 +23,9 @@ _BUILT_IN: Mapping[str, type] = {
 
 def role_class(config: Config, role: str) -> type:
     """Return the class of a role: one that the algorithm brings along, or the built-in one."""
-    own = _brought_along(config.algorithm.name)
+    own = load_dataflow(config.algorithm.name).roles
     if role in own:
         return own[role]
     if role == "reward" and config.reward.kind == "model":
         return RewardModel
     return _BUILT_IN[role]
-
-
-@functools.cache
-def _brought_along(algorithm: str) -> Mapping[str, type]:
-    # Once per process: a file that is run again makes other classes of the same names.
-    return load_dataflow(algorithm).roles

@@ -100,10 +100,7 @@ def _simulate(devices: int) -> None:
 
 def _connect(world: World) -> None:
     """Form the world: every process listens on the address by which it reaches the coordinator, on no other."""
-    family, address = _coordinator(world)
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect(address)  # a datagram socket finds its route and sends nothing
-        own = probe.getsockname()[0]
+    family, address, own = _route(world)
     if world.loopback and not ipaddress.ip_address(own).is_loopback:
         raise UserError(f"pool {world.pool}: its process 0 is at {world.coordinator}, which is not loopback")
     _meet(world, family, address)
@@ -126,15 +123,20 @@ def _connect(world: World) -> None:
     )
 
 
-def _coordinator(world: World) -> tuple[socket.AddressFamily, tuple]:
+def _route(world: World) -> tuple[socket.AddressFamily, tuple, str]:
+    """Return the coordinator's address, and the address of this machine from which it is reached."""
     host, _, port = world.coordinator.rpartition(":")
     try:
-        ((family, _, _, _, address), *_) = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        ((family, kind, _, _, address), *_) = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_DGRAM
+        )
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # a datagram socket finds its route and sends nothing
+            return family, address, probe.getsockname()[0]
     except OSError as error:
         raise UserError(
-            f"pool {world.pool}: nothing known of its process 0 at {world.coordinator} ({error})"
+            f"pool {world.pool}: its process 0 at {world.coordinator} is out of reach ({error})"
         ) from error
-    return family, address
 
 
 def _meet(world: World, family: socket.AddressFamily, address: tuple) -> None:

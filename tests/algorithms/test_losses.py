@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 import reference
+from tiny import counts_of
 
 from jaxflow import types
-from jaxflow.algorithms.aggregate import AGGREGATIONS, count
+from jaxflow.algorithms.aggregate import AGGREGATIONS
 from jaxflow.algorithms.losses import PolicyLoss, SupervisedLoss, ValueLoss
 
 POLICY = PolicyLoss(
@@ -77,13 +78,13 @@ def test_policy_loss_equals_the_oracle_for_every_kl_and_aggregation(
     output, experience, aggregation, kl_estimator
 ):
     settings = dataclasses.replace(POLICY, aggregation=aggregation, kl_estimator=kl_estimator)
-    loss, _ = jax.jit(settings)(output, experience, count(experience.response_mask))
+    loss, _ = jax.jit(settings)(output, experience, counts_of(experience.response_mask))
     expected = policy_oracle(settings, output.log_probs, output.entropy, experience)
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
 
 
 def test_policy_gradient_equals_finite_differences_and_is_zero_off_the_mask(output, experience, mask):
-    gradient = jax.grad(lambda o: POLICY(o, experience, count(mask))[0])(output)
+    gradient = jax.grad(lambda o: POLICY(o, experience, counts_of(mask))[0])(output)
     by_log_probs = reference.numeric_gradient(
         lambda x: policy_oracle(POLICY, x, output.entropy, experience), output.log_probs
     )
@@ -97,7 +98,7 @@ def test_policy_gradient_equals_finite_differences_and_is_zero_off_the_mask(outp
 
 
 def test_policy_parts_equal_the_oracle(output, experience, mask):
-    _, parts = POLICY(output, experience, count(mask))
+    _, parts = POLICY(output, experience, counts_of(mask))
     old_minus_new = reference.chosen(experience.actor_log_probs - output.log_probs, mask)
     tokens = zip(
         *(
@@ -132,7 +133,7 @@ def test_policy_parts_equal_the_oracle(output, experience, mask):
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_one_microbatch_equals_four_in_loss_parts_and_gradient(output, experience, mask, aggregation):
-    counts = count(mask)
+    counts = counts_of(mask)
     for settings, predictions in (
         (dataclasses.replace(POLICY, aggregation=aggregation), output),
         (dataclasses.replace(VALUE, aggregation=aggregation), output.log_probs),
@@ -149,7 +150,7 @@ def test_one_microbatch_equals_four_in_loss_parts_and_gradient(output, experienc
 def test_zero_coefficients_read_neither_reference_nor_entropy(output, experience, mask):
     settings = dataclasses.replace(POLICY, entropy_coefficient=0.0, kl_coefficient=0.0)
     broken = dataclasses.replace(experience, reference_log_probs=np.full(mask.shape, np.nan, np.float32))
-    counts = count(mask)
+    counts = counts_of(mask)
     gradient, parts = jax.grad(settings, has_aux=True)(output, broken, counts)
     assert "actor/kl_loss" not in parts
     assert not np.asarray(gradient.entropy).any()
@@ -162,7 +163,7 @@ def test_zero_coefficients_read_neither_reference_nor_entropy(output, experience
 def test_value_loss_and_its_gradient_equal_the_oracle(draw, experience, mask, aggregation, value_clip):
     settings = dataclasses.replace(VALUE, aggregation=aggregation, value_clip=value_clip)
     values = np.where(mask, draw(*mask.shape), np.nan).astype(np.float32)
-    (loss, parts), gradient = jax.value_and_grad(settings, has_aux=True)(values, experience, count(mask))
+    (loss, parts), gradient = jax.value_and_grad(settings, has_aux=True)(values, experience, counts_of(mask))
     np.testing.assert_allclose(loss, value_oracle(settings, values, experience), rtol=1e-5)
     np.testing.assert_allclose(
         parts["critic/vpred_mean"], reference.mean(reference.chosen(values, mask)), rtol=1e-4
@@ -173,7 +174,7 @@ def test_value_loss_and_its_gradient_equal_the_oracle(draw, experience, mask, ag
 
 def test_value_clip_fraction_counts_the_clipped_tokens(draw, experience, mask):
     values = draw(*mask.shape)
-    _, parts = VALUE(values, experience, count(mask))
+    _, parts = VALUE(values, experience, counts_of(mask))
     arrays = (values, experience.values, experience.returns)
     tokens = zip(*(reference.chosen(x, mask) for x in arrays), strict=True)
     clipped = [reference.value_token(*token, 0.5)[1] for token in tokens]
@@ -183,7 +184,9 @@ def test_value_clip_fraction_counts_the_clipped_tokens(draw, experience, mask):
 
 def test_supervised_loss_is_the_mean_negative_log_prob_of_response_tokens(output, mask):
     batch = types.Demonstrations(np.zeros(mask.shape, np.int32), np.full(len(mask), 7, np.int32), mask)
-    (loss, parts), gradient = jax.value_and_grad(SupervisedLoss(), has_aux=True)(output, batch, count(mask))
+    (loss, parts), gradient = jax.value_and_grad(SupervisedLoss(), has_aux=True)(
+        output, batch, counts_of(mask)
+    )
     np.testing.assert_allclose(loss, -reference.mean(reference.chosen(output.log_probs, mask)), rtol=1e-5)
     assert parts == {"sft/loss": loss}
     np.testing.assert_allclose(gradient.log_probs, np.where(mask, -1 / mask.sum(), 0), rtol=1e-6)
@@ -191,7 +194,7 @@ def test_supervised_loss_is_the_mean_negative_log_prob_of_response_tokens(output
 
 def test_a_batch_of_empty_responses_has_no_loss_and_no_gradient(output, experience):
     empty = dataclasses.replace(experience, response_mask=np.zeros_like(experience.response_mask))
-    counts = count(empty.response_mask)
+    counts = counts_of(empty.response_mask)
     for settings, predictions in ((POLICY, output), (VALUE, output.log_probs)):
         (loss, parts), gradient = jax.value_and_grad(settings, has_aux=True)(predictions, empty, counts)
         assert loss == 0 and all(part == 0 for part in parts.values())
@@ -200,7 +203,7 @@ def test_a_batch_of_empty_responses_has_no_loss_and_no_gradient(output, experien
 
 def test_a_batch_of_one_row_equals_its_oracle(output, experience):
     one_output, one = (jax.tree.map(lambda x: x[:1], tree) for tree in (output, experience))
-    loss, _ = POLICY(one_output, one, count(one.response_mask))
+    loss, _ = POLICY(one_output, one, counts_of(one.response_mask))
     expected = policy_oracle(POLICY, one_output.log_probs, one_output.entropy, one)
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
 
@@ -208,6 +211,6 @@ def test_a_batch_of_one_row_equals_its_oracle(output, experience):
 def test_extreme_ratios_leave_loss_and_gradient_finite(output, experience, mask):
     alternating = np.where(np.arange(mask.shape[1]) % 2 == 0, -500.0, 0.0).astype(np.float32)
     far = dataclasses.replace(output, log_probs=np.broadcast_to(alternating, mask.shape))
-    (loss, _), gradient = jax.value_and_grad(POLICY, has_aux=True)(far, experience, count(mask))
+    (loss, _), gradient = jax.value_and_grad(POLICY, has_aux=True)(far, experience, counts_of(mask))
     assert np.isfinite(loss)
     assert np.all(np.isfinite(gradient.log_probs))

@@ -21,7 +21,8 @@ def name_of(script):
 def test_a_script_fits_on_a_screen_and_only_calls_roles(script):
     (function,) = ast.parse(inspect.getsource(script)).body
     assert function.end_lineno - function.lineno + 1 <= 40
-    assert not [node for node in ast.walk(function) if isinstance(node, FORBIDDEN)]
+    body = [node for statement in function.body for node in ast.walk(statement)]
+    assert not [node for node in body if isinstance(node, FORBIDDEN)]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=name_of)

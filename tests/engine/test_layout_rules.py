@@ -33,10 +33,20 @@ def test_a_division_that_can_be_has_no_problem():
     [
         ({"generation_tensor": 3}, "generation_tensor", "tensor = 4 cannot be divided", (4, 2, 1)),
         ({"generation_pipe": 4}, "generation_pipe", "pipe = 2 cannot be divided", (2, 1)),
-        ({"tensor": 8}, "tensor", "the model's heads = 12 cannot be divided by tensor = 8", (6, 12, 4, 3, 2, 1)),
+        (
+            {"tensor": 8},
+            "tensor",
+            "the model's heads = 12 cannot be divided by tensor = 8",
+            (6, 12, 4, 3, 2, 1),
+        ),
         ({"fsdp": 5}, "fsdp", "the model's width = 96", (6, 4, 8, 3, 2, 12, 16, 1, 24, 32)),
         ({"pipe": 4, "data": 1}, "pipe", "the model's layers = 6", (3, 6, 2, 1)),
-        ({"tensor": 3, "generation_tensor": 1}, "tensor", "the padded vocabulary = 128", (4, 2, 1, 8, 16, 32)),
+        (
+            {"tensor": 3, "generation_tensor": 1},
+            "tensor",
+            "the padded vocabulary = 128",
+            (4, 2, 1, 8, 16, 32),
+        ),
         ({"data": 3}, "data", "= 48 devices, the pool has 32", (2,)),
     ],
 )

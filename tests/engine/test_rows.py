@@ -71,7 +71,7 @@ def rows_of_a_process(cases):
             for shard in placed.addressable_shards:
                 np.testing.assert_array_equal(np.asarray(shard.data), table[shard.index])
             told[f"fetched{case}"] = rows.fetch(placed)
-    with pytest.raises(ValueError, match="process 0 has 2 of 6 rows; its blocks .* hold 4"):
+    with pytest.raises(ValueError, match="process 0 has 2 of 6 rows"):
         Rows(mesh_of((2, 2, 1, 1)), TRAINING).gather(np.arange(2 if jax.process_index() == 0 else 4))
     return told
 

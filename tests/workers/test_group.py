@@ -1,6 +1,7 @@
 """Calls of groups of several processes, on hosts that live in this one: who sees which rows, what comes back."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -120,13 +121,13 @@ def groups_of(monkeypatch, *pools, parts=1):
         edges = set(bounds)
         for transport in transports:
             for protocol in (THREE_D_PROTO, THREE_D_ALL_MICRO_DP, DP_PROTO):
-                for start, stop in [(0, rows), *zip(bounds, bounds[1:], strict=False)]:
+                for start, stop in [(0, rows), *itertools.pairwise(bounds)]:
                     edges |= {start + e for e in cut_at(protocol.distribute(transport.grid, stop - start))}
         return sorted(edges - {0, rows})
 
     def put(batch):
         edges = [0, *cuts(row_count(batch)), row_count(batch)]
-        pieces = [Piece(a, b, take_rows(batch, a, b)) for a, b in zip(edges, edges[1:], strict=False)]
+        pieces = [Piece(a, b, take_rows(batch, a, b)) for a, b in itertools.pairwise(edges)]
         return RowsFuture(tuple(pieces), (), in_process.fetch)
 
     exchange = Exchange(CallList(), in_process.fetch, put, cuts, parts, Traffic())

@@ -1,6 +1,7 @@
 """Cutting and joining what crosses between processes, and what may not cross."""
 
 import dataclasses
+import itertools
 import pathlib
 
 import jax.numpy as jnp
@@ -28,8 +29,8 @@ def same(a, b):
 )
 def test_a_batch_cut_and_joined_is_the_same_batch(batch, cuts):
     assert row_count(batch) == 13
-    pieces = [take_rows(batch, a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
-    assert [row_count(piece) for piece in pieces] == [b - a for a, b in zip(cuts, cuts[1:], strict=False)]
+    pieces = [take_rows(batch, a, b) for a, b in itertools.pairwise(cuts)]
+    assert [row_count(piece) for piece in pieces] == [b - a for a, b in itertools.pairwise(cuts)]
     assert same(join_rows(pieces), batch)
 
 

@@ -1,0 +1,102 @@
+"""Where the roles live decides no result: any placement, on any number of processes, trains the same policy."""
+
+import json
+import math
+
+import pytest
+from runs import flags, rows, run_here, run_to_end
+
+from jaxflow.config import pool
+
+ONE = {"data": 2}
+# Every way of placing actor, critic, reference and reward that the paper names, and one that it does not.
+PLACEMENTS = {
+    "split": {
+        "policy": pool(["actor", "reference"], 1, 4, data=2, tensor=2),
+        "judges": pool(["critic", "reward", "estimator"], 1, 2, **ONE),
+    },
+    "stand-alone": {
+        "actor": pool(["actor"], 1, 2, data=2),
+        "critic": pool(["critic", "estimator"], 1, 2, fsdp=2),
+        "reference": pool(["reference"], 1, 1),
+        "reward": pool(["reward"], 1, 1),
+    },
+    "estimator alone": {
+        "models": pool(["actor", "critic", "reference"], 1, 4, fsdp=2, tensor=2, generation_tensor=2),
+        "rest": pool(["reward"], 1, 1),
+        "numbers": pool(["estimator"], 1, 2, **ONE),
+    },
+}
+# The same with the pools' hosts as processes of their own.
+SPLIT_PROCESSES = {
+    "policy": pool(["actor", "reference"], 2, 2, data=2, tensor=2),
+    "judges": pool(["critic", "reward", "estimator"], 1, 2, **ONE),
+}
+TENSOR_OVER_PROCESSES = {"all": pool(["actor", "critic", "reference", "reward", "estimator"], 2, 1, tensor=2)}
+MODEL = {"reward.kind": "model", "warm_start.reward_steps": 2}
+# Sums in another order, through a few updates of Adam.
+TOLERANCE = 2e-3
+
+
+def differences(found, expected):
+    """The metrics that are not the same within float32's reach, relative to their size."""
+    assert [row.keys() for row in found] == [row.keys() for row in expected]
+    return {
+        (step, name): (row[name], wanted[name])
+        for step, (row, wanted) in enumerate(zip(found, expected, strict=True))
+        for name in row
+        if name != "transition/received_bytes_per_device"  # that is what a placement decides
+        and not math.isclose(row[name], wanted[name], rel_tol=TOLERANCE, abs_tol=2e-5)
+    }
+
+
+@pytest.fixture(scope="module")
+def colocated(tmp_path_factory):
+    """All roles on one pool of one process."""
+    workdir = tmp_path_factory.mktemp("colocated")
+    assert run_here(workdir, **MODEL)[0] == 0
+    return rows(workdir)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("split", 2),
+        pytest.param("split", 1, marks=pytest.mark.slow),
+        pytest.param("stand-alone", 1, marks=pytest.mark.slow),
+        pytest.param("stand-alone", 2, marks=pytest.mark.slow),
+        pytest.param("estimator alone", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_every_placement_gives_the_colocated_runs_metrics(colocated, tmp_path, name, parts):
+    assert run_here(tmp_path, pools=PLACEMENTS[name], **MODEL, **{"rollout.parts": parts})[0] == 0
+    assert differences(rows(tmp_path), colocated) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pools", [SPLIT_PROCESSES, TENSOR_OVER_PROCESSES], ids=["split", "tensor over two"])
+def test_processes_of_their_own_give_the_colocated_runs_metrics(colocated, tmp_path, pools):
+    ended = run_to_end(*flags(tmp_path / "run", pools=pools, **MODEL))
+    assert ended.code == 0, ended.errors
+    assert differences(rows(tmp_path / "run"), colocated) == {}
+
+
+@pytest.mark.slow
+def test_bytes_through_the_controller_do_not_grow_with_the_responses(tmp_path):
+    """Text, prompts, row ranges and statistics pass; what grows with the sequences goes from worker to worker."""
+    passed = {}
+    for longest in (8, 64):
+        workdir = tmp_path / str(longest)
+        changes = {
+            "rollout.max_response_tokens": longest,
+            "rollout.ignore_end_token": True,
+            "run.total_steps": 2,
+        }
+        ended = run_to_end(*flags(workdir, pools=SPLIT_PROCESSES, **changes))
+        assert ended.code == 0, ended.errors
+        lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        assert [row["response_length/mean"] for row in lines[1:]] == [longest] * 2
+        passed[longest] = [row["perf/controller_bytes"] for row in lines[1:]]
+    assert passed[8] == passed[64]
+    # A step has 16 sequences of at most 16 tokens each: prompts, and some 100 bytes for each of its calls.
+    assert max(passed[8]) < 64_000

@@ -27,6 +27,5 @@ def get_config() -> ConfigDict:
 
     # The reward model has the actor's shape and learns, before the first step, to tell right words from wrong ones.
     config.reward.kind = "model"
-    config.warm_start.reward_steps = 100
-    config.warm_start.reward_learning_rate = 2e-3
+    config.warm_start.reward_steps = 500
     return config

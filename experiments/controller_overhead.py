@@ -235,7 +235,7 @@ def cases(steps: int, quick: bool) -> list[Case]:
             Case("processes", 2, 16, 8, "IDLE", steps),
             Case("response tokens", 2, 16, 64, "IDLE", steps),
         ]
-    processes = [Case("processes", count, 1024, 64, "IDLE", steps) for count in (1, 2, 4, 8, 16)]
+    processes = [Case("processes", count, 64, 64, "IDLE", steps) for count in (1, 2, 4, 8, 16)]
     rows = [Case("rows", 4, count, 64, "IDLE", steps) for count in (64, 256, 1024, 4096)]
     tokens = [Case("response tokens", 4, 256, count, "IDLE", steps) for count in (8, 32, 64, 128, 256)]
     paced = [Case("paper's step", count, 1024, 2040, "PACED", 2, 1) for count in (1, 16)]

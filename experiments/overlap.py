@@ -2,15 +2,16 @@
 
     python experiments/overlap.py [--json FILE] [--steps N] [--quick]
 
-Actor and reference live on one pool, critic, reward model and estimator on another, one process and one CPU core
-each. Every variant runs the same script on the same sizes with responses of full length, so all steps do the same
-work; the variants take turns, a step each, and medians are shown.
+The actor lives on one pool, critic, reward model and estimator on another, one process and one CPU core each.
+Every variant runs the same script on the same sizes with responses of full length, so all steps do the same work;
+the variants take turns, a step each, and medians are shown.
 
+  reference the pool of the reference: the actor's ("policy") or the critic's ("judges")
   order    overlapped: the dataflow as it is, every call made at once
            in turn: on the same processes, each call made when the one before has ended
   parts    rollout.parts: calls that generate a step's rows; scoring begins on the first that is done
   Σ calls  seconds of all calls; overlap is Σ calls / wall time of the step
-  speed-up against the calls in turn in one part
+  speed-up against the same placement's calls in turn in one part
   bound    wall time if every call took what it takes in turn and nothing else took time: each call begins when its
            inputs are there and its pool is free, in the order in which calls are made
   busiest  seconds of calls, in turn, on the pool that has more of them: no schedule of this placement is faster
@@ -62,11 +63,7 @@ from jaxflow.workers.cluster import running
 from jaxflow.workers.future import CallList, PendingCall
 from jaxflow.workers.launch import Workers, launched
 
-POOLS = {
-    "policy": PoolConfig(roles=("actor", "reference")),
-    "judges": PoolConfig(roles=("critic", "reward", "estimator")),
-}
-PARTS = (1, 2, 4)
+POOLS = {"policy": ("actor",), "judges": ("critic", "reward", "estimator")}
 WARM_UP_STEPS = 2  # of every variant: programs are compiled in them
 GANTT_COLUMNS = 88
 CALL_SECONDS = 3600.0  # that a call in turn has to end
@@ -82,8 +79,19 @@ class Size:
     response_tokens: int
 
 
-FULL = Size(width=256, layers=4, sequences=64, response_tokens=64)
+FULL = Size(width=256, layers=4, sequences=32, response_tokens=128)
 QUICK = Size(width=32, layers=1, sequences=16, response_tokens=8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Where the reference lives, and in how many parts rows are generated."""
+
+    reference: str  # pool
+    parts: int
+
+
+PLANS = (Plan("policy", 1), Plan("policy", 2), Plan("judges", 1), Plan("judges", 2), Plan("judges", 4))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +121,7 @@ class Step:
 class Row:
     """One line of the table: medians over steps, seconds."""
 
+    reference: str
     parts: int
     order: str
     steps: int
@@ -141,7 +150,7 @@ class InTurn:
 
 
 class Split:
-    """The split placement with one value of `rollout.parts`, its roles ready for a step."""
+    """One plan's processes, its roles ready for a step."""
 
     def __init__(self, config: Config, workers: Workers, workdir: pathlib.Path):
         job, self._workers = prepare(config), workers
@@ -229,8 +238,12 @@ def busiest(nodes: Sequence[Node], seconds: Sequence[float]) -> float:
     return max(busy.values())
 
 
-def config_of(size: Size, parts: int, workdir: pathlib.Path) -> Config:
+def config_of(size: Size, plan: Plan, workdir: pathlib.Path) -> Config:
     """Return PPO with a reward model on two pools."""
+    pools = {
+        name: PoolConfig(roles=(*roles, "reference") if name == plan.reference else roles)
+        for name, roles in POOLS.items()
+    }
     heads = size.width // 32
     model = DecoderConfig(
         width=size.width,
@@ -242,73 +255,78 @@ def config_of(size: Size, parts: int, workdir: pathlib.Path) -> Config:
         remat=False,
     )
     return Config(
-        cluster=ClusterConfig(pools=POOLS, compilation_cache=str(workdir / "programs")),
+        cluster=ClusterConfig(pools=pools, compilation_cache=str(workdir / "programs")),
         data=DataConfig(prompts_per_step=size.sequences, max_prompt_tokens=LENGTH_UNIT),
         reward=RewardConfig(kind="model"),
         actor=ActorConfig(model=model, minibatch_sequences=size.sequences // 2),
         critic=CriticConfig(minibatch_sequences=size.sequences // 2),
-        rollout=RolloutConfig(max_response_tokens=size.response_tokens, ignore_end_token=True, parts=parts),
+        rollout=RolloutConfig(
+            max_response_tokens=size.response_tokens, ignore_end_token=True, parts=plan.parts
+        ),
         warm_start=WarmStartConfig(reward_steps=1),  # a reward model has to come from somewhere
     )
 
 
 @contextlib.contextmanager
-def splits(size: Size, parts: Sequence[int], workdir: pathlib.Path) -> Iterator[dict[int, Split]]:
-    """Hold a split placement for each number of parts; those that wait for their turn use no CPU."""
-    with running("", processes=len(POOLS) * len(parts)), contextlib.ExitStack() as stack:
+def splits(size: Size, plans: Sequence[Plan], workdir: pathlib.Path) -> Iterator[dict[Plan, Split]]:
+    """Hold the processes of each plan; those that wait for their turn use no CPU."""
+    with running("", processes=len(POOLS) * len(plans)), contextlib.ExitStack() as stack:
         made = {}
-        for count in parts:
-            config = config_of(size, count, workdir)
+        for plan in plans:
+            config = config_of(size, plan, workdir)
             context = launched(config, prepare(config).derived, CallList(), workdir)
-            made[count] = Split(config, stack.enter_context(context), workdir)
+            made[plan] = Split(config, stack.enter_context(context), workdir)
         yield made
 
 
-def measure(made: Mapping[int, Split], steps: int) -> dict[tuple[int, bool], list[Step]]:
-    """Return the steps of each variant (parts, in turn), which take turns; those that compile are left out."""
-    measured: dict[tuple[int, bool], list[Step]] = {}
+def measure(made: Mapping[Plan, Split], steps: int) -> dict[tuple[Plan, bool], list[Step]]:
+    """Return the steps of each plan, in turn and not; all take turns, and steps that compile are left out."""
+    measured: dict[tuple[Plan, bool], list[Step]] = {}
     for index in range(WARM_UP_STEPS + steps):
-        for parts, split in made.items():
+        for plan, split in made.items():
             for in_turn in (True, False):
                 step = split.step(split.prompts(index), in_turn)
                 if index >= WARM_UP_STEPS:
-                    measured.setdefault((parts, in_turn), []).append(step)
-                order = "in turn" if in_turn else "overlapped"
-                print(f"step {index + 1}, {parts} part(s) {order}: {step.wall:.2f} s", file=sys.stderr)
+                    measured.setdefault((plan, in_turn), []).append(step)
+                print(f"step {index + 1}, {plan}, {_order(in_turn)}: {step.wall:.2f} s", file=sys.stderr)
     return measured
 
 
-def table(measured: Mapping[tuple[int, bool], Sequence[Step]]) -> list[Row]:
+def table(measured: Mapping[tuple[Plan, bool], Sequence[Step]]) -> list[Row]:
     """Sum the steps up."""
-    slowest = statistics.median(step.wall for step in measured[min(parts for parts, _ in measured), True])
-    rows = []
-    for (parts, in_turn), steps in measured.items():
-        alone = [
-            statistics.median(column)
-            for column in zip(*(s.seconds for s in measured[parts, True]), strict=True)
-        ]
-        wall = statistics.median(step.wall for step in steps)
-        rows.append(
-            Row(
-                parts=parts,
-                order="in turn" if in_turn else "overlapped",
-                steps=len(steps),
-                wall=wall,
-                fastest=min(step.wall for step in steps),
-                slowest=max(step.wall for step in steps),
-                calls=statistics.median(sum(step.seconds) for step in steps),
-                overlap=statistics.median(sum(step.seconds) / step.wall for step in steps),
-                speed_up=slowest / wall,
-                bound=None if in_turn else bound(steps[0].nodes, alone),
-                busiest=busiest(steps[0].nodes, alone),
-            )
-        )
-    return rows
+    return [_row(plan, in_turn, steps, measured) for (plan, in_turn), steps in measured.items()]
+
+
+def _row(
+    plan: Plan, in_turn: bool, steps: Sequence[Step], measured: Mapping[tuple[Plan, bool], Sequence[Step]]
+) -> Row:
+    alone = [step.seconds for step in measured[plan, True]]
+    costs = [statistics.median(call) for call in zip(*alone, strict=True)]
+    whole = measured[dataclasses.replace(plan, parts=1), True]
+    wall = statistics.median(step.wall for step in steps)
+    return Row(
+        reference=plan.reference,
+        parts=plan.parts,
+        order=_order(in_turn),
+        steps=len(steps),
+        wall=wall,
+        fastest=min(step.wall for step in steps),
+        slowest=max(step.wall for step in steps),
+        calls=statistics.median(sum(step.seconds) for step in steps),
+        overlap=statistics.median(sum(step.seconds) / step.wall for step in steps),
+        speed_up=statistics.median(step.wall for step in whole) / wall,
+        bound=None if in_turn else bound(steps[0].nodes, costs),
+        busiest=busiest(steps[0].nodes, costs),
+    )
+
+
+def _order(in_turn: bool) -> str:
+    return "in turn" if in_turn else "overlapped"
 
 
 _HEADING = (
-    "parts  order       wall s  (fastest–slowest)  Σ calls s  overlap  speed-up  bound s  busiest s\n"
-    "-----  ----------  ------  -----------------  ---------  -------  --------  -------  ---------"
+    "reference  parts  order       wall s  (fastest–slowest)  Σ calls s  overlap  speed-up  bound s  busiest s\n"
+    "---------  -----  ----------  ------  -----------------  ---------  -------  --------  -------  ---------"
 )
 
 
@@ -316,15 +334,19 @@ def _line(row: Row) -> str:
     bounded = "-" if row.bound is None else f"{row.bound:.2f}"
     extremes = f"({row.fastest:.2f}–{row.slowest:.2f})"
     return (
-        f"{row.parts:5d}  {row.order:10}  {row.wall:6.2f}  {extremes:>17}  {row.calls:9.2f}  {row.overlap:7.2f}"
-        f"  {row.speed_up:8.2f}  {bounded:>7}  {row.busiest:9.2f}"
+        f"{row.reference:9}  {row.parts:5d}  {row.order:10}  {row.wall:6.2f}  {extremes:>17}"
+        f"  {row.calls:9.2f}  {row.overlap:7.2f}  {row.speed_up:8.2f}  {bounded:>7}  {row.busiest:9.2f}"
     )
 
 
-def _drawn(steps: Sequence[Step]) -> list[str]:
-    """Draw the step of median wall time."""
-    middle = sorted(steps, key=lambda step: step.wall)[len(steps) // 2]
-    return gantt([span for spans in middle.spans for span in spans], GANTT_COLUMNS)
+def _pictures(measured: Mapping[tuple[Plan, bool], Sequence[Step]]) -> Iterator[str]:
+    """Draw the steps of median wall time: of whole steps in turn, of all steps overlapped."""
+    for (plan, in_turn), steps in measured.items():
+        if in_turn and plan.parts > 1:
+            continue
+        yield f"\nreference: {plan.reference}, {plan.parts} part(s), {_order(in_turn)}"
+        middle = sorted(steps, key=lambda step: step.wall)[len(steps) // 2]
+        yield from gantt([span for spans in middle.spans for span in spans], GANTT_COLUMNS)
 
 
 def main() -> None:
@@ -333,7 +355,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=pathlib.Path, help="write the rows to this file")
-    parser.add_argument("--steps", type=int, default=9, help="measured steps of each variant")
+    parser.add_argument("--steps", type=int, default=7, help="measured steps of each variant")
     parser.add_argument(
         "--quick", action="store_true", help="models so small that overheads are all there is"
     )
@@ -341,26 +363,22 @@ def main() -> None:
     size, load = QUICK if arguments.quick else FULL, os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         workdir = pathlib.Path(folder)
-        with splits(size, PARTS, workdir) as made:
+        with splits(size, PLANS, workdir) as made:
             measured = measure(made, arguments.steps)
-    rows = table(measured)
     hardware = {
         "machine": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average_at_start": load,
         "jax": jax.__version__,
     }
-    print(
-        f"{hardware}\n{size}, {config_of(size, 1, workdir).actor.model.parameter_count:,} parameters each\n"
-    )
-    print("\n".join([_HEADING, *map(_line, rows)]))
-    for (parts, in_turn), steps in measured.items():
-        if parts == 1 or not in_turn:
-            order = "in turn" if in_turn else "overlapped"
-            print("\n".join(["", f"{parts} part(s), {order}", *_drawn(steps)]))
+    parameters = prepare(config_of(size, PLANS[0], workdir)).derived.actor_model.parameter_count
+    print(f"{hardware}\n{size}, {parameters:,} parameters in each of four models\n")
+    rows = table(measured)
+    print("\n".join([_HEADING, *map(_line, rows), *_pictures(measured)]))
     if arguments.json is not None:
         header = {"date": datetime.date.today().isoformat(), "hardware": hardware}
-        header |= {"size": dataclasses.asdict(size), "rows": [dataclasses.asdict(row) for row in rows]}
+        header |= {"size": dataclasses.asdict(size), "parameters": parameters}
+        header["rows"] = [dataclasses.asdict(row) for row in rows]
         arguments.json.write_text(json.dumps(header, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 

@@ -58,7 +58,7 @@ class Case:
     config: DecoderConfig
     parallelism: Parallelism
     executed: bool
-    engines: tuple[str, ...] = ENGINES
+    engines: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,50 +104,39 @@ LLAMA_70B = _decoder(8192, 80, 64, 8, 28672, 32000)
 SPEED_110M = _decoder(768, 12, 16, 16, 2048, 16384)
 
 
-def _case(
-    model: str,
-    config: DecoderConfig,
-    data: int = 1,
-    fsdp: int = 1,
-    tensor: int = 1,
-    to_tensor: int = 1,
-    pipe: int = 1,
-    to_pipe: int = 1,
-) -> Case:
-    parallelism = Parallelism(data, fsdp, tensor, to_tensor, pipe, to_pipe)
-    trained = f"p{pipe}-t{tensor}-d{data}" + (f"-f{fsdp}" if fsdp > 1 else "")
-    generated = f"p{to_pipe}-t{to_tensor}-d{parallelism.micro_data}-d{data * fsdp}"
+def _case(model: str, config: DecoderConfig, **sizes: int) -> Case:
+    p = dataclasses.replace(Parallelism(1, 1, 1, 1, 1, 1), **sizes)
+    trained = f"p{p.pipe}-t{p.tensor}-d{p.data}" + (f"-f{p.fsdp}" if p.fsdp > 1 else "")
+    generated = f"p{p.generation_pipe}-t{p.generation_tensor}-d{p.micro_data}-d{p.data * p.fsdp}"
     # Table 2 has no ZeRO beside tensor and pipeline parallelism.
-    engines = ENGINES if fsdp == 1 else ENGINES[:1]
-    return Case(
-        f"{model} {trained} to {generated}", config, parallelism, executed=config is SMALL, engines=engines
-    )
+    engines = ENGINES if p.fsdp == 1 else ENGINES[:1]
+    return Case(f"{model} {trained} to {generated}", config, p, config is SMALL, engines)
 
 
 CASES = (
-    _case("small", SMALL, data=2, tensor=4, to_tensor=2),  # Fig. 8
-    _case("small", SMALL, tensor=8, to_tensor=4),
-    _case("small", SMALL, tensor=8, to_tensor=2),
-    _case("small", SMALL, tensor=8, to_tensor=1),
-    _case("small", SMALL, pipe=2, tensor=4, to_tensor=2),
-    _case("small", SMALL, pipe=2, tensor=4, to_tensor=2, to_pipe=2),
-    _case("small", SMALL, fsdp=2, tensor=4, to_tensor=2),
-    _case("small", SMALL, data=2, tensor=8, to_tensor=2),
-    _case("small", SMALL, data=2, pipe=4, tensor=2, to_tensor=2, to_pipe=2),
-    _case("small", SMALL, pipe=2, tensor=8, to_tensor=8),
-    _case("small", SMALL, fsdp=2, pipe=2, tensor=4, to_tensor=2),
-    _case("7B", LLAMA_7B, data=8, tensor=8, to_tensor=2),
-    _case("13B", LLAMA_13B, data=8, tensor=8, to_tensor=4),
-    _case("34B", LLAMA_34B, data=4, pipe=4, tensor=8, to_tensor=8),
-    _case("70B", LLAMA_70B, data=2, pipe=8, tensor=8, to_tensor=8),
+    _case("small", SMALL, data=2, tensor=4, generation_tensor=2),  # Fig. 8
+    _case("small", SMALL, tensor=8, generation_tensor=4),
+    _case("small", SMALL, tensor=8, generation_tensor=2),
+    _case("small", SMALL, tensor=8, generation_tensor=1),
+    _case("small", SMALL, pipe=2, tensor=4, generation_tensor=2),
+    _case("small", SMALL, pipe=2, tensor=4, generation_tensor=2, generation_pipe=2),
+    _case("small", SMALL, fsdp=2, tensor=4, generation_tensor=2),
+    _case("small", SMALL, data=2, tensor=8, generation_tensor=2),
+    _case("small", SMALL, data=2, pipe=4, tensor=2, generation_tensor=2, generation_pipe=2),
+    _case("small", SMALL, pipe=2, tensor=8, generation_tensor=8),
+    _case("small", SMALL, fsdp=2, pipe=2, tensor=4, generation_tensor=2),
+    _case("7B", LLAMA_7B, data=8, tensor=8, generation_tensor=2),
+    _case("13B", LLAMA_13B, data=8, tensor=8, generation_tensor=4),
+    _case("34B", LLAMA_34B, data=4, pipe=4, tensor=8, generation_tensor=8),
+    _case("70B", LLAMA_70B, data=2, pipe=8, tensor=8, generation_tensor=8),
 )
 
 
 SPEED_CASES = (
-    _case("110M", SPEED_110M, data=2, tensor=4, to_tensor=2),
-    _case("110M", SPEED_110M, tensor=8, to_tensor=2),
-    _case("110M", SPEED_110M, pipe=2, tensor=4, to_tensor=2),
-    _case("110M", SPEED_110M, fsdp=2, tensor=4, to_tensor=2),
+    _case("110M", SPEED_110M, data=2, tensor=4, generation_tensor=2),
+    _case("110M", SPEED_110M, tensor=8, generation_tensor=2),
+    _case("110M", SPEED_110M, pipe=2, tensor=4, generation_tensor=2),
+    _case("110M", SPEED_110M, fsdp=2, tensor=4, generation_tensor=2),
 )
 
 Stations = tuple[Any, ...]
@@ -162,15 +151,9 @@ def _hybridflow(case: Case, model: Model, devices: list[jax.Device]) -> Stations
 
 def _vanilla_mesh(p: Parallelism, devices: list[jax.Device]) -> Mesh:
     """Return the mesh with the axes of each pair exchanged: the micro axis is the major one."""
-    sizes = (
-        p.data,
-        p.fsdp,
-        p.pipe // p.generation_pipe,
-        p.generation_pipe,
-        p.tensor // p.generation_tensor,
-        p.generation_tensor,
-    )
     axes = ("data", "fsdp", "micro_pipe", "pipe", "micro", "tensor")
+    stages = (p.pipe // p.generation_pipe, p.generation_pipe)
+    sizes = (p.data, p.fsdp, *stages, p.tensor // p.generation_tensor, p.generation_tensor)
     return Mesh(np.reshape(devices, sizes), axes, axis_types=(AxisType.Auto,) * len(axes))
 
 

@@ -115,7 +115,7 @@ class Controller:
             done += 1
             self._console.step(done, metrics, seconds)
             if done == first + 1:
-                self._note_first("reinforcement-learning")
+                self._note_first("reinforcement-learning step")
             every = run.evaluate_every_steps
             last = done == run.total_steps
             if (every > 0 and done % every == 0) or (last and run.evaluate_after):
@@ -131,6 +131,7 @@ class Controller:
         job = self._job
         warm_start = WarmStart(
             self._config,
+            job.derived,
             job.source,
             job.tokenizer,
             self._directory,
@@ -187,7 +188,7 @@ class Controller:
 
     def _note_first(self, kind: str) -> None:
         seconds = time.monotonic() - self._process_started
-        self._console.note(f"first {kind} step done {seconds:.1f} s after the start of this process")
+        self._console.note(f"first {kind} done {seconds:.1f} s after the start of this process")
 
     def _step(self, done: int) -> tuple[dict[str, float], float]:
         """Run one step of the dataflow; return its metrics and its seconds."""

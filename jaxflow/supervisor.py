@@ -61,9 +61,10 @@ class Supervisor:
                     except UserError:
                         raise
                     except RoleError as error:
-                        self._restart_or_give_up(error)
                         if self._stop.wished:
+                            self._console.warn(f"{error}; what was saved before is what there is")
                             return self._stop.exit_code
+                        self._restart_or_give_up(error)
                         checkpoint = self._directory.latest()
         except (UserError, Failure):
             raise
@@ -87,14 +88,12 @@ class Supervisor:
         """Count a loss; raise Failure where another life would not help or is not allowed."""
         lost, failure = isinstance(error, WorkerLost), (error.role, error.method, error.message)
         if not lost and failure == self._failure:
-            raise self._failed(str(error), error.trace, FAILED) from error
+            raise self._failed(f"{error}\nit came again after a restart", error.trace, FAILED) from error
         self._failure = None if lost else failure
         allowed = self._job.config.cluster.max_restarts
         if self._restarts == allowed:
-            if not lost:
-                raise self._failed(str(error), error.trace, FAILED) from error
-            message = f"{error}\nworkers were lost {allowed + 1} times, cluster.max_restarts is {allowed}"
-            raise self._failed(message, error.trace, LOST) from error
+            message = f"{error}\nno restart is left: cluster.max_restarts is {allowed}"
+            raise self._failed(message, error.trace, LOST if lost else FAILED) from error
         self._restarts += 1
         self._console.warn(
             f"{error}; restart {self._restarts} of at most {allowed}, from the last checkpoint"

@@ -10,8 +10,8 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+from jaxflow.batch_algebra import Derived
 from jaxflow.config import Config
 from jaxflow.data.batches import DemonstrationBatches, JudgementBatches
 from jaxflow.data.source import Source
@@ -21,6 +21,7 @@ from jaxflow.run_directory import RunDirectory
 from jaxflow.stop import Stop
 from jaxflow.tracking.console import Console
 from jaxflow.types import Future, Metrics
+from jaxflow.workers.group import WorkerGroup
 from jaxflow.workers.launch import Workers
 
 _METRICS = "warm_start.json"  # beside the weights: what the first row of metrics says of them
@@ -41,6 +42,7 @@ class WarmStart:
     def __init__(
         self,
         config: Config,
+        derived: Derived,
         source: Source,
         tokenizer: Tokenizer,
         directory: RunDirectory,
@@ -49,23 +51,18 @@ class WarmStart:
         stop: Stop,
         note_first: Callable[[str], None],
     ):
-        self._config, self._source, self._tokenizer = config, source, tokenizer
+        self._config, self._derived, self._source, self._tokenizer = config, derived, source, tokenizer
         self._directory, self._workers, self._console, self._stop = directory, workers, console, stop
         self._note_first = note_first
 
     def run(self) -> Beginning | None:
         """Return the first weights, made if they are not there yet; None if a signal came first."""
         if self._directory.initial() is None:
-            made = self._made()
-            if made is None:
-                return None
             staged = self._directory.stage_initial()
-            for role, (teacher, _) in made.items():
-                teacher.save_weights(str(staged / role)).result()
-                teacher.release()
-            metrics = {name: value for _, metrics in made.values() for name, value in metrics.items()}
+            metrics = self._teach(staged)
+            if metrics is None:
+                return None
             (staged / _METRICS).write_text(json.dumps(metrics))
-            self._workers.collect()
             self._directory.commit_initial()
         return self._beginning(self._directory.initial())
 
@@ -77,24 +74,41 @@ class WarmStart:
             reward = Path(config.reward.weights) if config.reward.weights else folder / "reward"
         return Beginning(actor, reward, json.loads((folder / _METRICS).read_text()))
 
-    def _made(self) -> dict[str, tuple[Any, dict[str, float]]] | None:
-        """Return, per role whose weights are not given, its teacher with them and what there is to say."""
-        made: dict[str, tuple[Any, dict[str, float]]] = {}
-        if not self._config.actor.weights:
+    def _teach(self, staged: Path) -> dict[str, float] | None:
+        """Write the weights that are not given; return what there is to say, None if a signal cut it short."""
+        config = self._config
+        actor, metrics = Path(config.actor.weights), {}
+        if not config.actor.weights:
+            actor = staged / "actor"
             student = self._workers.group("student")
-            metrics = self._taught(student, self._demonstrated(student), "sft/loss", "warm_start")
-            if metrics is None:
+            student.create().result()
+            told = self._taught(student, self._demonstrated(student), "sft/loss", "warm_start")
+            if told is None:
                 return None
-            made["actor"] = student, metrics
-        if self._config.reward.kind == "model" and not self._config.reward.weights:
+            self._leave(student, actor)
+            metrics |= told
+        if config.reward.kind == "model" and not config.reward.weights:
             verifier = self._workers.group("verifier")
-            metrics = self._taught(verifier, self._judged(verifier), "verifier/loss", "reward_warm_start")
-            if metrics is None:
+            self._begin_verifier(verifier, actor).result()
+            told = self._taught(verifier, self._judged(verifier), "verifier/loss", "reward_warm_start")
+            if told is None:
                 return None
-            made["reward"] = verifier, metrics
-        return made
+            self._leave(verifier, staged / "reward")
+            metrics |= told
+        return metrics
 
-    def _demonstrated(self, student: Any) -> Iterator[list[Future[Metrics]]]:
+    def _begin_verifier(self, verifier: WorkerGroup, actor: Path) -> Future[object]:
+        """Start from the policy where the shapes agree: what it expects to be written tells a wrong token."""
+        if self._derived.reward_model.same_backbone(self._derived.actor_model):
+            return verifier.load_backbone(str(actor))
+        return verifier.create()
+
+    def _leave(self, teacher: WorkerGroup, folder: Path) -> None:
+        teacher.save_weights(str(folder)).result()
+        self._workers.collect()
+        teacher.release()
+
+    def _demonstrated(self, student: WorkerGroup) -> Iterator[list[Future[Metrics]]]:
         """Imitate the task's own solutions, a step at each turn."""
         settings, source = self._config.warm_start, self._source
         if settings.steps == 0 or source.solution is None:
@@ -105,7 +119,7 @@ class WarmStart:
         for step in range(settings.steps):
             yield sft(student, batches.at(step))
 
-    def _judged(self, verifier: Any) -> Iterator[list[Future[Metrics]]]:
+    def _judged(self, verifier: WorkerGroup) -> Iterator[list[Future[Metrics]]]:
         """Learn to tell the task's solutions from wrong answers, a step at each turn."""
         settings, source = self._config.warm_start, self._source
         if settings.reward_steps == 0 or source.solution is None:
@@ -117,16 +131,15 @@ class WarmStart:
             yield [verifier.learn(batches.at(step))]
 
     def _taught(
-        self, teacher: Any, steps: Iterator[list[Future[Metrics]]], loss: str, stage: str
+        self, teacher: WorkerGroup, steps: Iterator[list[Future[Metrics]]], loss: str, stage: str
     ) -> dict[str, float] | None:
         """Run the steps; return their figures, None if a signal cut them short."""
-        teacher.create().result()
         started, rows = time.monotonic(), []
         for futures in steps:
             rows.append({name: value for future in futures for name, value in future.result().items()})
             self._workers.collect()
             if len(rows) == 1:
-                self._note_first("supervised")
+                self._note_first(f"supervised step of the {teacher.role}")
             if self._stop.wished:
                 return None
         if not rows:

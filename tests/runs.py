@@ -12,6 +12,7 @@ import sys
 import time
 
 import jax
+from processes import of_session
 
 from jaxflow.config import default_config_dict, from_config_dict
 from jaxflow.controller import Controller
@@ -157,12 +158,12 @@ class Command:
         self._process.communicate()
 
     def wait_for(self, text):
-        """Read until a line holds the text; fail where the run ends before."""
+        """Read until a line holds the text and return that line; fail where the run ends before."""
         deadline = time.monotonic() + LINE_SECONDS
         for line in self._process.stdout:
             self._output += line
             if text in line:
-                return
+                return line
             assert time.monotonic() < deadline, self._output
         raise AssertionError(f"no line with {text!r}:\n{self._output}{self._process.stderr.read()}")
 
@@ -185,16 +186,7 @@ class Command:
 
     def alive(self):
         """The processes of the session, by id, with their command lines; zombies are none."""
-        found = {}
-        for folder in pathlib.Path("/proc").iterdir():
-            if folder.name.isdigit():
-                try:
-                    state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-                    if int(session) == self.pid and state != "Z":
-                        found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-                except (FileNotFoundError, ProcessLookupError):
-                    continue
-        return found
+        return of_session(self.pid)
 
 
 def run_to_end(*arguments, **variables):

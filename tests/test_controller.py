@@ -88,7 +88,11 @@ def test_a_run_leaves_a_row_per_step_under_the_promised_names(straight):
 def test_a_run_is_told_in_plain_lines(straight):
     _, said = straight
     assert "\x1b" not in said
-    for expected in ("first supervised step done", "first reinforcement-learning step done", "ground truth"):
+    for expected in (
+        "first supervised step of the student done",
+        "first reinforcement-learning step done",
+        "ground truth",
+    ):
         assert expected in said
     steps = [line for line in said.splitlines() if line.startswith("step ")]
     assert [line.split(" · ")[0] for line in steps] == [f"step {i}/{STEPS}" for i in range(1, STEPS + 1)]
@@ -187,7 +191,8 @@ def test_an_error_inside_a_role_names_role_method_and_process(tmp_path, monkeypa
 
     monkeypatch.setattr(model_free_roles, "score_rows", broken)
     with pytest.raises(
-        RoleError, match=r"^reward\.judge_validation failed in pool test, process \d+: Zero.*: no rows$"
+        RoleError,
+        match=r"^reward\.judge_validation failed in pool main, process 0 \(pid \d+\): Zero.*: no rows$",
     ):
         run_here(tmp_path)
 

@@ -79,9 +79,13 @@ def test_misspelt_keys_are_refused_with_the_nearest_names(command):
 
 
 def test_contradictions_are_reported_together(command, tmp_path):
-    changes = {"cluster.devices": 3, "actor.minibatch_sequences": 7, "algorithm.loss_aggregation": "mean"}
+    changes = {
+        "cluster.pools.main.devices_per_host": 3,
+        "actor.minibatch_sequences": 7,
+        "algorithm.loss_aggregation": "mean",
+    }
     result = command(*flags(tmp_path / "run", **changes))
-    refused(result, "3 mistakes", "loss_aggregation", "cluster.devices = 3", "minibatch_sequences = 7")
+    refused(result, "3 mistakes", "loss_aggregation", "devices_per_host 3", "minibatch_sequences = 7")
     assert not (tmp_path / "run").exists()
 
 

@@ -14,6 +14,7 @@ import runpy
 import socket
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -22,7 +23,7 @@ from jaxflow.engine.mesh import AXES
 from jaxflow.engine.rows import block
 
 TESTS = pathlib.Path(__file__).parent
-SECONDS = 300  # a world that takes longer hangs
+SECONDS = 600  # a world that takes longer hangs
 
 
 def run(function, processes, devices_per_process, directory, *arguments):
@@ -43,22 +44,24 @@ def run(function, processes, devices_per_process, directory, *arguments):
         "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
         "JAX_PLATFORMS": "cpu",
     }
-    started = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(index), json.dumps(job)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(processes)
-    ]
+    logs = [pathlib.Path(directory) / f"process{index}.log" for index in range(processes)]
+    started = []
     try:
-        said = [process.communicate(timeout=SECONDS)[0] for process in started]
+        for index, log in enumerate(logs):
+            command = [sys.executable, __file__, str(index), json.dumps(job)]
+            with log.open("w") as output:
+                started.append(
+                    subprocess.Popen(
+                        command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output
+                    )
+                )
+        codes = [process.wait(SECONDS) for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0] * processes, "\n".join(said)[-6000:]
+            process.wait()
+            process.stdin.close()
+    assert codes == [0] * processes, "\n".join(log.read_text() for log in logs)[-6000:]
     return [dict(np.load(_result(directory, index))) for index in range(processes)]
 
 
@@ -78,7 +81,13 @@ def rows_of_process(process, devices_per_process, sizes, axes, total):
     return [row for index in held for row in range(total)[block(total, len(order), index)]]
 
 
+def _end_with_parent():
+    sys.stdin.read()  # the parent never writes: this returns when it is gone
+    os._exit(1)
+
+
 def _be_one_of(index, job):
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     jax.config.update("jax_num_cpu_devices", job["devices"])
     jax.distributed.initialize(
         job["address"], job["processes"], index, initialization_timeout=60, shutdown_timeout_seconds=10

@@ -11,7 +11,7 @@ import numpy as np
 
 Answer = tuple[int, ...]
 
-_MISTAKES = ("another", "replaced", "swapped", "dropped", "repeated", "unfinished")
+_MISTAKES = ("another", "replaced", "swapped", "shuffled", "dropped", "repeated", "unfinished")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +25,9 @@ class WrongAnswers:
     def draw(self, right: Answer, generator: np.random.Generator) -> Answer:
         """Draw an answer that is not `right` followed by the end token.
 
-        The mistake is one of: the answer to another question; one token replaced; two neighbours swapped; one
-        token dropped; one repeated; the answer broken off, its last token included or not, without an end. All
-        but the last end with the end token.
+        The mistake is one of: the answer to another question; one token replaced; two neighbours swapped; all
+        tokens in another order; one token dropped; one repeated; the answer broken off, be it after its last
+        token, without an end. All but the last end with the end token.
         """
         while True:
             wrong = self._attempt(right, generator)
@@ -46,6 +46,8 @@ class WrongAnswers:
                 answer = (*before, self.alphabet[generator.integers(len(self.alphabet))], *after)
             case "swapped":
                 answer = before + after[:1] + here + after[1:]
+            case "shuffled":
+                answer = tuple(right[i] for i in generator.permutation(len(right)))
             case "dropped":
                 answer = before + after
             case "repeated":

@@ -76,7 +76,11 @@ class DemonstrationBatches:
 
 
 class JudgementBatches:
-    """Answers to judge, every other one right and the rest wrong, for every step of a verifier; one shape."""
+    """Answers to judge, for every step of a verifier: each question with its right answer, then with a wrong one.
+
+    Side by side in one batch, the two cancel what the question and its length add to the gradient, and leave the
+    mistake. One shape, so that one program serves all steps.
+    """
 
     def __init__(
         self,
@@ -98,28 +102,23 @@ class JudgementBatches:
                     f"the solution of prompt {row.prompt!r} is empty: no wrong answers can be made from it; "
                     "leave the row out"
                 )
-        pairs = [(row.tokens, answer) for row, answer in zip(rows, answers, strict=True)]
-        known = {token for prompt, answer in pairs for token in prompt + answer}
-        self._batches = _endless_batches(pairs, sequences_per_step, True, seed)
-        self._wrong = WrongAnswers(answers, tuple(sorted(known)), tokenizer.end_ids[0])
-        self._end, self._seed = tokenizer.end_ids[0], seed
+        questions = [(row.tokens, answer) for row, answer in zip(rows, answers, strict=True)]
+        known = {token for prompt, answer in questions for token in prompt + answer}
+        self._batches = _endless_batches(questions, -(-sequences_per_step // 2), True, seed)
+        self._sequences, self._seed, self._end = sequences_per_step, seed, tokenizer.end_ids[0]
+        self._wrong = WrongAnswers(answers, tuple(sorted(known)), self._end)
         # A mistake adds one token at the most, and so does the end.
-        self._width = max(len(prompt) for prompt, _ in pairs) + max(len(answer) for answer in answers) + 2
+        self._width = max(len(prompt) for prompt, _ in questions) + max(len(answer) for answer in answers) + 2
 
     def at(self, step: int) -> Judgements:
-        """Give the judgements of `step` (from 0), the wrong answers addressed by seed and step."""
-        pairs = self._batches[step]
+        """Give the judgements of `step` (from 0), the wrong answers drawn under seed and step."""
         generator = np.random.default_rng([self._seed, step, _WRONG_ANSWERS])
-        # Counted over steps: batches of an odd size are balanced as well, two by two.
-        right = (step * len(pairs) + np.arange(len(pairs))) % 2 == 0
-        judged = [
-            (prompt, (*answer, self._end) if is_right else self._wrong.draw(answer, generator))
-            for (prompt, answer), is_right in zip(pairs, right, strict=True)
-        ]
-        tokens, lengths, response_mask = _answered(judged, self._width)
-        return Judgements(
-            tokens=tokens, lengths=lengths, response_mask=response_mask, labels=right.astype(np.float32)
-        )
+        judged: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        for prompt, answer in self._batches[step]:
+            judged += [(prompt, (*answer, self._end)), (prompt, self._wrong.draw(answer, generator))]
+        tokens, lengths, response_mask = _answered(judged[: self._sequences], self._width)
+        labels = (np.arange(self._sequences) % 2 == 0).astype(np.float32)
+        return Judgements(tokens=tokens, lengths=lengths, response_mask=response_mask, labels=labels)
 
 
 def fixed_batch(rows: Sequence[PromptRow], pad_multiple: int, step: int) -> Prompts:

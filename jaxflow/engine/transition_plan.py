@@ -20,7 +20,6 @@ from jax.stages import Compiled
 from jaxtyping import Array
 
 from jaxflow.engine.compiled import Collective, collectives_of, memory_of
-from jaxflow.engine.gather import dropped_axes, gather
 from jaxflow.engine.relocation import relocate
 from jaxflow.engine.shards import received_elements, redundant_elements
 
@@ -125,14 +124,9 @@ def _compiled(indices: tuple[int, ...], leaves: tuple[Leaf, ...], dtype: str) ->
 
 @functools.lru_cache(maxsize=256)
 def _program(leaves: tuple[Leaf, ...], dtype: str) -> Compiled:
-    def moved(array: Array, leaf: Leaf) -> Array:
-        # The cast stands before the move, so that the collectives carry the smaller type.
-        cast = array.astype(dtype)
-        dropped = dropped_axes(leaf.source, leaf.target, len(leaf.shape))
-        return cast if dropped is None else gather(cast, leaf.source, leaf.target, dropped)
-
+    # The cast stands before the move, so that the collectives carry the smaller type.
     move = jax.jit(
-        lambda arrays: [moved(*pair) for pair in zip(arrays, leaves, strict=True)],
+        lambda arrays: [array.astype(dtype) for array in arrays],
         out_shardings=[leaf.target for leaf in leaves],
     )
     arrays = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.source) for leaf in leaves]

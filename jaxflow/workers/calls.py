@@ -89,10 +89,10 @@ def returns_rows(method: Exposed, grid: Grid) -> bool:
     return not method.replicated and isinstance(method.protocol.collect(grid, 0), RowsOf)
 
 
-def gives_value(method: Exposed, grid: Grid, process: int) -> bool:
-    """Return whether a process's value is (part of) the result of a method whose result is no batch."""
+def value_givers(method: Exposed, grid: Grid) -> frozenset[int]:
+    """Return the processes whose values are the result of a method whose result is no batch."""
     collected = method.protocol.collect(grid, 0)
-    return isinstance(collected, RowsOf) or process in collected.processes
+    return frozenset(range(grid.processes) if isinstance(collected, RowsOf) else collected.processes)
 
 
 def arguments_of(
@@ -119,7 +119,10 @@ def arguments_of(
 def _overlap(batch: RowsFuture, wanted: Ranges) -> tuple[tuple[range, ...], list[Any]]:
     rows, handles = [], []
     for run in wanted:
-        for piece in batch.pieces:
+        first = bisect.bisect_right(batch.pieces, run.start, key=lambda piece: piece.stop)
+        for piece in itertools.islice(batch.pieces, first, None):
+            if piece.start >= run.stop:
+                break
             start, stop = max(run.start, piece.start), min(run.stop, piece.stop)
             if start < stop:
                 rows.append(range(start - piece.start, stop - piece.start))

@@ -6,6 +6,9 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from jaxflow.types import UserError
 
 # Where Ray looks for a token before it looks into the home folder.
 _TOKEN, _TOKEN_PATH = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+_PROBE_SECONDS = 60  # that a cluster has to refuse a stranger; it takes three where nothing else runs
 
 
 @contextlib.contextmanager
@@ -43,14 +47,8 @@ def _start(processes: int) -> None:
     # A token of this run alone: the file that Ray would make in the home folder can be read by others.
     if not {_TOKEN, _TOKEN_PATH} & os.environ.keys():
         os.environ[_TOKEN] = secrets.token_hex(32)
-    ray.init(
-        address="local",
-        # Each process of a pool takes one; which cores it runs on is decided elsewhere.
-        num_cpus=processes,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    # Each process of a pool takes one CPU; which cores it runs on is decided elsewhere.
+    _connect(address="local", num_cpus=processes, include_dashboard=False)
 
 
 def _join(address: str) -> None:
@@ -66,8 +64,47 @@ def _join(address: str) -> None:
         raise UserError(
             f"cluster.address = {address!r}: no token; set {_TOKEN_PATH} to the file that holds the cluster's"
         )
+    _refuse_open(address)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        _connect(address=address)
     except Exception as error:  # Ray raises what it likes: connection, authentication, version
         reason = str(error).partition("\n")[0]
         raise UserError(f"cluster.address = {address!r}: could not join it: {reason}") from error
+
+
+def _refuse_open(address: str) -> None:
+    """Knock without a token, in a process of its own: Ray decides once per process. Raises UserError if let in."""
+    stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    try:
+        knocked = subprocess.run(
+            command,
+            env=stranger | {"RAY_AUTH_MODE": "disabled"},
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"cluster.address = {address!r}: no answer in {_PROBE_SECONDS} s") from error
+    if knocked.returncode == 0:
+        raise UserError(
+            f"cluster.address = {address!r}: this Ray lets in whoever comes without a token, and runs their code as "
+            "its user; start all its nodes with RAY_AUTH_MODE=token"
+        )
+    if "AuthenticationError" not in knocked.stderr:
+        reason = (knocked.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(f"cluster.address = {address!r}: no Ray was found there: {reason}")
+
+
+def _connect(**options: str | int | bool) -> None:
+    """Call `ray.init` and keep the program's SIGTERM: Ray puts two handlers of its own in its place."""
+    ours = signal.getsignal(signal.SIGTERM)
+    came = False
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except SystemExit:  # the first of the two, while it connects
+        came = True
+    finally:
+        signal.signal(signal.SIGTERM, ours)
+    if came:
+        signal.raise_signal(signal.SIGTERM)

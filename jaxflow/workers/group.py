@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from jaxflow.workers.calls import CallHeader, arguments_of, gives_value, returns_rows, shares_of
+from jaxflow.workers.calls import CallHeader, arguments_of, returns_rows, shares_of, value_givers
 from jaxflow.workers.future import CallList, Fetch, PendingCall, Piece, RowsFuture, ValuesFuture
 from jaxflow.workers.protocol import Exposed, exposed_methods
 from jaxflow.workers.row_values import byte_count, is_rows
@@ -104,7 +104,7 @@ class WorkerGroup:
         """Call every process with its rows of `part`; return the call, the pieces or the values it makes."""
         exchange = self._exchange
         shares = shares_of(method, self._transport.grid, part, exchange.cuts(rows))
-        batch = returns_rows(method, self._transport.grid)
+        batch, givers = returns_rows(method, self._transport.grid), value_givers(method, self._transport.grid)
         pieces, values, records = [], [], []
         for process, share in enumerate(shares):
             sent, handles = arguments_of(arguments, share, process)
@@ -121,7 +121,7 @@ class WorkerGroup:
             if batch:
                 made = zip(share.pieces, results, strict=True)
                 pieces += [Piece(run.start, run.stop, handle) for run, handle in made]
-            elif gives_value(method, self._transport.grid, process):
+            elif process in givers:
                 values.append(results[0])
         inputs = tuple(
             call for a in arguments if isinstance(a, RowsFuture | ValuesFuture) for call in a.calls

@@ -68,14 +68,18 @@ class Host:
                 lines += [f"thread {names.get(ident, ident)}:\n", *traceback.format_stack(frame)]
         return "".join(lines)
 
-    def place(self, role: str) -> None:
+    def place(self, role: str) -> CallRecord:
         """Build a role here."""
+        started = now()
         with self._reporting(role, "place"):
             self._roles[role] = role_class(self._config, role)(self._config, self._derived, self._place)
+        return CallRecord(Span(self._pool.name, role, "place", started, now() - started, 0, 0), ())
 
-    def remove(self, role: str) -> None:
+    def remove(self, role: str) -> CallRecord:
         """Let a role and its arrays go."""
+        started = now()
         del self._roles[role]
+        return CallRecord(Span(self._pool.name, role, "remove", started, now() - started, 0, 0), ())
 
     def call(self, header: CallHeader, *values: Any) -> Any:
         """Run this process's part of a call: the pieces of its result that it owes, then the record.

@@ -29,8 +29,12 @@ from jaxflow.workers.world import World
 # Calls run one at a time, in the order they were made: that is the order of the group's collectives. Signs of
 # life and stacks have threads of their own.
 _HEALTH = "health"
+_PATIENCE = 3  # of a process with a silent peer, in units of the watch's
 _GRACE_SECONDS = 2.0  # a process has to end as Ray tells it to, before SIGKILL
 _GONE_SECONDS = 10.0  # a process that SIGKILL was sent to is given so long
+
+ENDED = "the process ended (killed from outside, or out of memory)"
+"""What there is to say of a process that is gone."""
 
 
 class InRay:
@@ -47,14 +51,15 @@ class InRay:
     def start(self, cores: Sequence[tuple[int, ...]]) -> None:
         """Place the pool: reserve its hosts, start a process on each, let them form one world.
 
-        `cores` are those of each process. Raises UserError if that takes longer than
-        `cluster.start_timeout_seconds`, or devices are missing.
+        `cores` are those of each process. Raises UserError if they are not up within
+        `cluster.start_timeout_seconds`, or devices are missing; WorkerLost if one that was up ends, or takes as
+        long again to find the others.
         """
-        pool, cluster = self._resources, self._config.cluster
-        deadline = time.monotonic() + cluster.start_timeout_seconds
+        pool = self._resources
         gpus = pool.devices_per_host if pool.platform == "gpu" else 0
         bundle = {"CPU": 1, "GPU": gpus} if gpus > 0 else {"CPU": 1}
         self._bundles = placement_group([bundle] * pool.hosts, "PACK")
+        deadline = self._deadline()
         self._wait([self._bundles.ready()], deadline)
         table = placement_group_table(self._bundles)["bundles_to_node_id"]
         self._nodes = [table[process] for process in range(pool.hosts)]
@@ -64,9 +69,13 @@ class InRay:
             actor = kind.options(scheduling_strategy=where)
             self._actors.append(actor.remote(self._config, self._derived, pool, process))
         self._pids = self._wait([actor.process_id.remote() for actor in self._actors], deadline)
+        deadline = self._deadline()
         (port,) = self._wait([self._actors[0].free_port.remote()], deadline)
         worlds = [self._world(process, port, cores[process]) for process in range(pool.hosts)]
         self._wait([a.start.remote(world) for a, world in zip(self._actors, worlds, strict=True)], deadline)
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._config.cluster.start_timeout_seconds
 
     def _world(self, process: int, port: int, cores: tuple[int, ...]) -> World:
         pool, cluster = self._resources, self._config.cluster
@@ -82,38 +91,53 @@ class InRay:
             coordinator=f"{first}:{port}",
             loopback=loopback,
             start_timeout_seconds=cluster.start_timeout_seconds,
-            heartbeat_timeout_seconds=cluster.heartbeat_timeout_seconds,
+            # The watch, which can tell who is silent, comes first: the peers of that process end over it.
+            heartbeat_timeout_seconds=_PATIENCE * cluster.heartbeat_timeout_seconds,
             collective_timeout_seconds=cluster.stage_timeout_seconds,
             compilation_cache=pool.compilation_cache,
             cores=cores,
         )
 
     def _wait(self, references: list[ray.ObjectRef], deadline: float) -> list[Any]:
-        """Wait for all; the first failure is raised at once, however long the others would take."""
+        """Wait for one answer of each process; the first failure is raised at once, whatever the others do."""
         missing = references
         while missing:
             left = max(0.0, deadline - time.monotonic())
             ready, missing = ray.wait(missing, num_returns=1, timeout=left)
             if not ready:
-                raise UserError(
-                    f"pool {self.pool}: its {self._resources.hosts} worker processes were not up after "
-                    f"{self._config.cluster.start_timeout_seconds:.0f} s; raise cluster.start_timeout_seconds, or "
-                    "see what holds the CPUs or GPUs of the cluster"
-                )
-            bring(ready)
+                raise self._late(references.index(missing[0]))
+            try:
+                bring(ready)
+            except WorkerLost as lost:
+                raise self._lost(references.index(ready[0]), f"{ENDED} in stage start", lost.trace) from None
         return bring(references)
+
+    def _late(self, process: int) -> Exception:
+        seconds = f"{self._config.cluster.start_timeout_seconds:g} s"
+        if self._pids:
+            what = f"no answer in stage start for {seconds} (cluster.start_timeout_seconds)"
+            return self._lost(process, what, what)
+        return UserError(
+            f"pool {self.pool}: its {self._resources.hosts} worker processes were not up after {seconds}; raise "
+            "cluster.start_timeout_seconds, or see what holds the CPUs or GPUs of the cluster"
+        )
+
+    def _lost(self, process: int, message: str, trace: str) -> WorkerLost:
+        return WorkerLost("pool", "start", self.words(process), message, trace)
 
     def words(self, process: int) -> str:
         """Name one of the processes for people."""
+        if not self._pids:
+            return f"pool {self.pool}, process {process}"
         return process_words(self.pool, process, self._pids[process])
 
-    def place(self, role: str) -> None:
-        """Build a role in all processes and wait for it."""
-        bring([actor.place.remote(role) for actor in self._actors])
+    def place(self, role: str) -> list[ray.ObjectRef]:
+        """Begin to build a role in all processes; return the handles of their records."""
+        return [actor.place.remote(role) for actor in self._actors]
 
-    def remove(self, role: str) -> None:
-        """Let a role go."""
-        bring([actor.remove.remote(role) for actor in self._actors])
+    def remove(self, role: str) -> list[ray.ObjectRef]:
+        """Begin to let a role go; return the handles of the processes' records."""
+        return [actor.remove.remote(role) for actor in self._actors]
 
     def submit(self, process: int, header: CallHeader, handles: Sequence[Any]) -> tuple[list[Any], Any]:
         """Send one process its part of a call and return at once."""

@@ -29,7 +29,7 @@ from jaxflow.workers.protocol import exposed_methods
 from jaxflow.workers.resource_pool import ResourcePool, cores_of
 from jaxflow.workers.row_values import byte_count, row_count, take_rows
 from jaxflow.workers.transfer import cut_at
-from jaxflow.workers.watch import Watch
+from jaxflow.workers.watch import Watch, WatchedPool
 from jaxflow.workers.world import World, join
 
 # Roles that live before the algorithm's own do, each where the role that it teaches will.
@@ -165,9 +165,8 @@ def launched(config: Config, derived: Derived, calls: CallList, workdir: Path) -
         watch = Watch(
             groups, calls, cluster.heartbeat_timeout_seconds, cluster.stage_timeout_seconds, workdir
         )
-        yield Workers(
-            config, pools, {group.pool: group for group in groups}, calls, watch.fetch, settle, ray.put
-        )
+        transports = {group.pool: WatchedPool(group, calls, watch) for group in groups}
+        yield Workers(config, pools, transports, calls, watch.fetch, settle, ray.put)
     finally:
         calls.forget()  # another thread may ask after them, and their processes are about to go
         for group in groups:

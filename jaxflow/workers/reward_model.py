@@ -14,6 +14,7 @@ import numpy as np
 from jaxflow.algorithms.verifier import VerifierLoss, last_value
 from jaxflow.batch_algebra import Derived
 from jaxflow.config import Config, OptimizerConfig
+from jaxflow.engine.rows import Rows
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import training_layout
 from jaxflow.engine.state import restore_weights
@@ -65,6 +66,15 @@ class Verifier:
         """Start from random weights."""
         self._trained.create()
 
+    @exposed("load", ONE_TO_ALL)
+    def load_backbone(self, directory: str) -> None:
+        """Start from the policy's saved weights under a head that predicts zero.
+
+        What the policy expected to be written is what a wrong token is told by: from random weights the same
+        accuracy takes many times the steps.
+        """
+        self._trained.load_backbone(Path(directory))
+
     @exposed("warm_start", THREE_D_PROTO, replicated=True)
     def learn(self, judgements: Judgements) -> Metrics:
         """Run one supervised update; `verifier/loss` and `verifier/accuracy` are of the weights before it."""
@@ -83,7 +93,8 @@ class Verifier:
 class RewardModel(Reward):
     """Judges responses with a model: a score is the probability σ(s) in [0, 1] that the response is right.
 
-    So scores compare with those of an exact match. Accuracy, and which rows failed, stay the reward function's.
+    So scores compare with those of an exact match. Accuracy, and which rows failed, stay the reward function's;
+    its rows are cut as the model's are, not as a function's.
     """
 
     def __init__(self, config: Config, derived: Derived, place: Place):
@@ -93,6 +104,10 @@ class RewardModel(Reward):
         budget = config.rollout.score_microbatch_tokens_per_device
         self._scorer = Scorer(self._model, self._layout, budget, 1.0)
         self._params: Params = {}
+
+    def _split(self, place: Place) -> Rows:
+        """Return how rows are cut between the processes: as a model's."""
+        return Rows(place.mesh, training_layout(place.mesh).axes["batch"])
 
     def _probabilities(self, rollout: Rollout) -> np.ndarray:
         """Return σ(s) of each response [B]; 0 for an empty one, which answers nothing."""
@@ -109,7 +124,6 @@ class RewardModel(Reward):
         """Read the weights."""
         self._params = restore_weights(Path(directory), self._model, self._layout, tuple(self._model.shapes))
 
-    # The rows of a model are cut over other axes than those of a function of text.
     @exposed("reward", THREE_D_PROTO, by_parts=True)
     def score(self, rollout: Rollout, prompts: Prompts) -> Scores:
         """Score each response."""

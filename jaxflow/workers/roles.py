@@ -36,7 +36,7 @@ from jaxflow.workers.transfer import ONE_TO_ALL, THREE_D_ALL_MICRO_DP, THREE_D_P
 
 # Streams of randomness under the run's seed: what is drawn for one purpose never moves another.
 _TRAINING_ROLLOUT, _VALIDATION_ROLLOUT = 0, 1
-_ACTOR_WEIGHTS, _CRITIC_WEIGHTS = 2, 3
+_ACTOR_WEIGHTS, _CRITIC_WEIGHTS = 2, 3  # 4: the verifier's (reward_model.py)
 
 
 def _log_prob_temperature(config: Config) -> float:

@@ -13,23 +13,39 @@ from typing import Any
 
 import ray
 
+from jaxflow.workers.calls import CallHeader
 from jaxflow.workers.future import CallList, PendingCall
-from jaxflow.workers.in_ray import InRay, bring
+from jaxflow.workers.in_ray import ENDED, InRay, bring
 from jaxflow.workers.protocol import RoleError, RoleRefusal, WorkerLost
+from jaxflow.workers.transfer import Grid
 
 _LOOK_SECONDS = 0.5  # between looks at everything, while what is waited for is not there
 _PULSES_PER_TIMEOUT = 4  # signs of life asked for in the time after which a process counts as lost
 _STACKS_SECONDS = 5.0  # that the processes have to say what they do
-# A process that dies takes its peers' collectives down with it, and they may complain first: a failure is
-# believed only after its group had so long to show a better explanation.
+# A process that dies or fails takes its peers' collectives down with it, and they may complain first: a failure
+# in a collective is believed only after its group had so long to show a better explanation.
 _EXPLAIN_SECONDS = 2.0
 _OF_COLLECTIVES = ("Gloo", "NCCL", "coordination service", "DEADLINE_EXCEEDED", "UNAVAILABLE")
+
+
+class _Clock:
+    """Seconds in which somebody looked: where the controller itself stood still, nobody else is to blame."""
+
+    def __init__(self) -> None:
+        self.seconds, self._last = 0.0, time.monotonic()
+
+    def advance(self) -> None:
+        """Count the time since the last look, up to two regular ones."""
+        now = time.monotonic()
+        self.seconds += min(now - self._last, 2 * _LOOK_SECONDS)
+        self._last = now
 
 
 @dataclasses.dataclass
 class _Pulse:
     """The sign of life last asked of one process."""
 
+    due: float = 0.0  # when to ask for the next, on the watch's clock
     asked: float = 0.0
     answer: ray.ObjectRef | None = None  # while it is on its way
 
@@ -48,6 +64,7 @@ class Watch:
         self._pools, self._calls = {pool.pool: pool for pool in pools}, calls
         self._heartbeat_timeout, self._stage_timeout = heartbeat_timeout_seconds, stage_timeout_seconds
         self._stacks_directory = stacks_directory
+        self._clock = _Clock()
         self._pulses = {(pool.pool, i): _Pulse() for pool in pools for i in range(pool.grid.processes)}
 
     def fetch(self, handles: Sequence[Any]) -> list[Any]:
@@ -71,14 +88,15 @@ class Watch:
 
     def look(self) -> None:
         """Look at every call and every process once; raise the failure if there is one."""
+        self._clock.advance()
         try:
             self._look_at_calls()
         except RoleRefusal:
             raise
         except RoleError as error:
             raise self._explained(error) from None
-        self._look_at_deadlines(time.monotonic())
-        self._look_at_pulses(time.monotonic())
+        self._look_at_deadlines(self._clock.seconds)
+        self._look_at_pulses(self._clock.seconds)
 
     def _look_at_calls(self) -> None:
         unfinished = self._calls.unfinished
@@ -101,22 +119,38 @@ class Watch:
 
     def _look_at_pulses(self, now: float) -> None:
         for (name, process), pulse in self._pulses.items():
-            if pulse.answer is None and now - pulse.asked > self._heartbeat_timeout / _PULSES_PER_TIMEOUT:
-                pulse.asked, pulse.answer = now, self._pools[name].ping(process)
-            elif pulse.answer is not None and ray.wait([pulse.answer], timeout=0)[0]:
+            if pulse.answer is None:
+                if now >= pulse.due:
+                    pulse.asked, pulse.answer = now, self._pools[name].ping(process)
+            elif ray.wait([pulse.answer], timeout=0)[0]:
                 answer, pulse.answer = pulse.answer, None
+                pulse.due = now + self._heartbeat_timeout / _PULSES_PER_TIMEOUT
                 try:
                     bring([answer])
                 except RoleError as error:
-                    raise self._explained(error, name, process) from None
-            elif pulse.answer is not None and now - pulse.asked > self._heartbeat_timeout:
+                    raise self._explained(error, name, self._first_ended(name, process)) from None
+            elif now - pulse.asked > self._heartbeat_timeout:
                 call = next((call for call in self._calls.running() if call.pool == name), None)
                 what = f"no sign of life for {self._heartbeat_timeout:g} s (stopped, or its machine is gone)"
                 self._lose(call or _idle(name), process, what)
 
+    def _first_ended(self, pool: str, process: int) -> int:
+        """Return the process of an idle pool that ended first, given one that has."""
+        for earlier in range(process):
+            answer = self._pools[pool].ping(earlier)
+            if ray.wait([answer], timeout=_EXPLAIN_SECONDS)[0]:
+                try:
+                    bring([answer])
+                except RoleError:
+                    return earlier
+        return process
+
     def _lose(self, call: PendingCall, process: int, what: str) -> None:
-        path = self._write_stacks()
-        message = f"{what} in stage {call.stage}; what all workers were doing is in {path}"
+        try:
+            stacks = f"what all workers were doing is in {self._write_stacks()}"
+        except OSError as error:
+            stacks = f"what all workers were doing could not be written ({error})"
+        message = f"{what} in stage {call.stage}; {stacks}"
         raise WorkerLost(call.role, call.method, self._pools[call.pool].words(process), message, message)
 
     def _write_stacks(self) -> Path:
@@ -130,7 +164,11 @@ class Watch:
         return path
 
     def _explained(self, error: RoleError, pool: str | None = None, process: int = 0) -> RoleError:
-        """Return the failure that came first, told with role, process and stage."""
+        """Return the failure that came first, told with role, process and stage.
+
+        Of several processes that ended that is the lowest: process 0 of a world takes the others down within a
+        moment, while the end of another one leaves the rest with an error.
+        """
         deadline = time.monotonic() + _EXPLAIN_SECONDS
         while True:
             failures = next(
@@ -151,8 +189,43 @@ class Watch:
         return self._ended(_idle(pool), process, error) if pool is not None else error
 
     def _ended(self, call: PendingCall, process: int, error: RoleError) -> WorkerLost:
-        message = f"the process ended (killed from outside, or out of memory) in stage {call.stage}"
-        return WorkerLost(call.role, call.method, self._pools[call.pool].words(process), message, error.trace)
+        words = self._pools[call.pool].words(process)
+        return WorkerLost(call.role, call.method, words, f"{ENDED} in stage {call.stage}", error.trace)
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchedPool:
+    """A pool as the groups use it: its waiting is done with open eyes, and shows in the timeline."""
+
+    transport: InRay
+    calls: CallList
+    watch: Watch
+
+    @property
+    def pool(self) -> str:
+        """Return the pool's name."""
+        return self.transport.pool
+
+    @property
+    def grid(self) -> Grid:
+        """Return the pool's mesh and processes."""
+        return self.transport.grid
+
+    def submit(self, process: int, header: CallHeader, handles: Sequence[Any]) -> tuple[list[Any], Any]:
+        """Send one process its part of a call and return at once."""
+        return self.transport.submit(process, header, handles)
+
+    def place(self, role: str) -> None:
+        """Build a role in all processes and wait for it."""
+        self._wait(role, "place", self.transport.place(role))
+
+    def remove(self, role: str) -> None:
+        """Let a role go."""
+        self._wait(role, "remove", self.transport.remove(role))
+
+    def _wait(self, role: str, method: str, records: list[ray.ObjectRef]) -> None:
+        self.calls.add(PendingCall(self.pool, role, method, method, (), tuple(records)))
+        self.watch.fetch(records)
 
 
 def _failures(call: PendingCall) -> Iterator[tuple[PendingCall, int, RoleError]]:

@@ -105,7 +105,7 @@ def _connect(world: World) -> None:
         raise UserError(f"pool {world.pool}: its process 0 is at {world.coordinator}, which is not loopback")
     _meet(world, family, address)
     if world.loopback:
-        os.environ["NCCL_SOCKET_IFNAME"] = "=lo"
+        os.environ["NCCL_SOCKET_IFNAME"] = "=lo"  # exactly this interface, not all that begin so
     flag = f"--xla_cpu_collective_timeout_seconds={math.ceil(world.collective_timeout_seconds)}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     _listen_on(own)
@@ -156,31 +156,31 @@ def _meet(world: World, family: socket.AddressFamily, address: tuple) -> None:
         server = socket.create_server(address, family=family)
     except OSError as error:
         raise UserError(f"{place} cannot listen there ({error})") from error
-    with server:
-        missing = _gather(server, set(range(1, world.processes)), deadline)
+    missing = _gather(server, set(range(1, world.processes)), deadline)
     if missing:
         raise UserError(f"{place}: no process {sorted(missing)} in {world.start_timeout_seconds:.0f} s")
 
 
 def _gather(server: socket.socket, expected: set[int], deadline: float) -> set[int]:
-    """Hear from all expected processes and answer them; return those that did not come."""
+    """Hear from all expected processes, leave the port and answer them; return those that were not there."""
+    heard: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as connections:
-        answers = {}
-        while missing := expected - answers.keys():
+        with server:
+            while missing := expected - heard.keys():
+                try:
+                    server.settimeout(_left(deadline))
+                    connection = connections.enter_context(server.accept()[0])
+                    connection.settimeout(_left(deadline))
+                    heard[int.from_bytes(connection.recv(4, socket.MSG_WAITALL))] = connection
+                except TimeoutError:
+                    return missing
+                except ConnectionError:  # gone again before it said who it was
+                    continue
+        for index in expected:
             try:
-                server.settimeout(_left(deadline))
-                connection = connections.enter_context(server.accept()[0])
-                connection.settimeout(_left(deadline))
-                answers[int.from_bytes(connection.recv(4, socket.MSG_WAITALL))] = connection
-            except TimeoutError:
-                return missing
-            except ConnectionError:  # gone again before it said who it was
-                continue
-        for index, connection in answers.items():
-            try:
-                connection.sendall(b"1")
+                heard[index].sendall(b"1")
             except ConnectionError:
-                return {index} & expected
+                return {index}
     return set()
 
 

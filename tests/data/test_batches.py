@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxflow.data.batches import DemonstrationBatches, PromptBatches, fixed_batch
+from jaxflow.data.batches import DemonstrationBatches, JudgementBatches, PromptBatches, fixed_batch
 from jaxflow.data.tokenizer import CharacterTokenizer
 from jaxflow.types import PromptRow, UserError
 
@@ -126,3 +126,63 @@ def test_demonstrations_are_addressed_by_step():
     expected = [first.at(step).tokens for step in range(5)]
     for step in (4, 1):
         np.testing.assert_array_equal(second.at(step).tokens, expected[step])
+
+
+def make_judgements(rows, sequences_per_step=6, seed=0):
+    return JudgementBatches(rows, lambda row: row.ground_truth, TOKENIZER, sequences_per_step, seed)
+
+
+def judged(batch):
+    """Return (prompt, response, label) of each row, as the mask cuts them, and check the padding."""
+    triples = []
+    for tokens, length, mask, label in zip(
+        batch.tokens, batch.lengths, batch.response_mask, batch.labels, strict=True
+    ):
+        start = int(mask.argmax())
+        np.testing.assert_array_equal(np.flatnonzero(mask), np.arange(start, length))
+        triples.append((tuple(tokens[:start].tolist()), tokens[start:length].tolist(), float(label)))
+    return triples
+
+
+def test_judgements_give_each_question_its_right_answer_and_a_wrong_one():
+    rows = make_rows(9)
+    right_answers = {row.tokens: [*TOKENIZER.encode(row.ground_truth), 1] for row in rows}
+    batches, seen = make_judgements(rows), []
+    for step in range(6):
+        triples = judged(batches.at(step))
+        assert [label for _, _, label in triples] == [1, 0] * 3
+        assert [prompt for prompt, _, _ in triples[::2]] == [prompt for prompt, _, _ in triples[1::2]]
+        for prompt, response, label in triples:
+            assert (response == right_answers[prompt]) == (label == 1)
+            seen.append(prompt)
+    assert sorted(seen) == sorted(row.tokens for row in rows for _ in range(4))
+
+
+def test_judgements_are_addressed_by_seed_and_step():
+    expected = [make_judgements(make_rows(9)).at(step) for step in range(5)]
+    again, other = make_judgements(make_rows(9)), make_judgements(make_rows(9), seed=1)
+    for step in (4, 1):
+        for name in ("tokens", "lengths", "response_mask", "labels"):
+            np.testing.assert_array_equal(vars(again.at(step))[name], vars(expected[step])[name])
+        assert (other.at(step).tokens != expected[step].tokens).any()
+
+
+def test_wrong_answers_differ_from_epoch_to_epoch():
+    rows = make_rows(4)
+    batches = make_judgements(rows, sequences_per_step=8)
+    wrong = [sorted(judged(batches.at(step))[1::2]) for step in range(3)]
+    assert wrong[0] != wrong[1] != wrong[2] != wrong[0]
+
+
+def test_judgements_have_one_shape_and_room_for_every_mistake():
+    rows = make_rows(9)
+    longest = max(len(row.tokens) for row in rows) + max(len(row.ground_truth) for row in rows)
+    batches = make_judgements(rows, sequences_per_step=5)
+    shapes = {batches.at(step).tokens.shape for step in range(40)}
+    assert shapes == {(5, longest + 2)}
+    assert batches.at(0).labels.tolist() == [1, 0, 1, 0, 1]
+
+
+def test_a_solution_that_is_empty_cannot_be_judged():
+    with pytest.raises(UserError, match=r"solution of prompt 'a' is empty"):
+        JudgementBatches(make_rows(3), lambda row: "", TOKENIZER, 4, seed=0)

@@ -1,6 +1,5 @@
 """Real processes: Ray's and the driver's, killed, stopped and attacked at their worst moments."""
 
-import contextlib
 import os
 import pathlib
 import re
@@ -10,12 +9,11 @@ import sys
 import time
 
 import pytest
+from processes import gone, holding, hosts, listens_beyond_loopback
 from runs import Command, environment, flags, rows, run_to_end
 
 pytestmark = pytest.mark.slow
 
-GONE_SECONDS = 30
-CORE = ("jaxflow.main", "ray::Host", "ray::IDLE", "raylet/raylet", "gcs_server")
 REWARD = """
 import pathlib, time
 def compute_score(data_source, solution_str, ground_truth, extra_info):
@@ -47,35 +45,8 @@ def straight(asked, tmp_path_factory):
     with Command(*flags(workdir, **asked)) as command:
         ended = command.end()
         assert ended.code == 0 and ended.errors == "", ended.errors
-        assert gone(command)
+        assert gone(command.pid)
     return workdir
-
-
-def gone(command):
-    """Whether every process that holds devices, data or ports for callers has ended in time."""
-    deadline = time.monotonic() + GONE_SECONDS
-    while time.monotonic() < deadline:
-        if not any(name in line for line in command.alive().values() for name in CORE):
-            return True
-        time.sleep(0.2)
-    return False
-
-
-def listens_beyond_loopback(processes):
-    """The addresses in /proc/net of listening sockets of these processes that other machines could reach."""
-    sockets = set()
-    for number in processes:
-        for link in pathlib.Path(f"/proc/{number}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                sockets.add(os.readlink(link))
-    found = []
-    for table in ("tcp", "tcp6"):
-        for line in pathlib.Path("/proc/net", table).read_text().splitlines()[1:]:
-            address, state, inode = (line.split()[column] for column in (1, 3, 9))
-            if state == "0A" and f"socket:[{inode}]" in sockets:
-                found.append(address.split(":")[0])
-    assert found, "a cluster that listens nowhere was not looked at rightly"
-    return [address for address in found if not address.endswith("0100007F")]
 
 
 def test_both_launchers_give_the_same_bits(straight, asked, tmp_path):
@@ -111,14 +82,18 @@ def test_a_killed_run_goes_on_with_the_same_bits(straight, asked, tmp_path, mome
     assert rows(workdir) == rows(straight)
 
 
-def test_ctrl_c_to_the_whole_group_saves_and_the_same_command_goes_on(straight, asked, tmp_path):
+@pytest.mark.parametrize("asks", ["ctrl-c", "sigterm"])
+def test_a_run_that_is_asked_to_stop_saves_and_the_same_command_goes_on(straight, asked, tmp_path, asks):
     with Command(*flags(tmp_path, **asked)) as command:
         command.wait_for("step 2/")
-        command.send_to_group(signal.SIGINT)
+        if asks == "ctrl-c":
+            command.send_to_group(signal.SIGINT)
+        else:
+            command.send(signal.SIGTERM)
         ended = command.end()
-        assert ended.code == 130 and ended.errors == "", ended.errors
+        assert ended.code == {"ctrl-c": 130, "sigterm": 143}[asks] and ended.errors == "", ended.errors
         assert "the same --workdir continues" in ended.output
-        assert gone(command)
+        assert gone(command.pid)
     assert len(rows(tmp_path)) < 5
     # The launcher decides no bit, and this one starts sooner.
     assert run_to_end(*flags(tmp_path, **asked, **{"cluster.launcher": "inprocess"})).code == 0
@@ -181,22 +156,28 @@ def test_ray_lets_nobody_in_without_the_token_and_dies_with_its_driver(asked, tm
         assert not client(address, RAY_AUTH_MODE="disabled")
 
         os.kill(command.pid, signal.SIGKILL)
-        assert gone(command)
+        assert gone(command.pid)
 
 
 def test_a_killed_worker_is_one_message_and_loses_no_checkpoint(asked, tmp_path):
-    with Command(*flags(tmp_path, **asked, **{"run.total_steps": 1000})) as command:
+    token = "5ec2e7" * 10
+    changes = asked | {"run.total_steps": 1000, "cluster.max_restarts": 0}
+    with Command(*flags(tmp_path, **changes), RAY_AUTH_TOKEN=token) as command:
         command.wait_for("step 2/")
-        (worker,) = [number for number, line in command.alive().items() if "ray::Host" in line]
+        (worker,) = hosts(command.pid)
         os.kill(worker, signal.SIGKILL)
         ended = command.end()
-        assert gone(command)
-    assert len(ended.errors.splitlines()) == 2, ended.errors
-    message, place = ended.errors.splitlines()
-    assert ended.code == 1 and "Traceback" not in ended.output
-    assert re.search(rf"^error: \w+\.\w+ failed in pool main, process {worker}: the process ended", message)
-    assert str(tmp_path / "error.log") in place
+        assert gone(command.pid)
+    message, limit, place = ended.errors.splitlines()
+    assert ended.code == 3 and "Traceback" not in ended.output and "raylet" not in ended.output
+    assert re.search(
+        rf"^error: \w+\.\w+ failed in pool main, process 0 \(pid {worker}\): the process ended", message
+    )
+    assert limit == "no restart is left: cluster.max_restarts is 0"
+    assert place == f"the trace is in {tmp_path}/error.log" and (tmp_path / "error.log").stat().st_size > 0
     assert (tmp_path / "checkpoints/step_00000001/manifest.json").exists()
+    assert holding(token, tmp_path) == []
+    assert token not in ended.output
 
 
 def test_an_error_inside_a_worker_reaches_the_user_once(asked, tmp_path):
@@ -205,6 +186,6 @@ def test_an_error_inside_a_worker_reaches_the_user_once(asked, tmp_path):
     changes = asked | {"reward.function": f"{reward}:compute_score", "run.evaluate_before": False}
     with Command(*flags(tmp_path / "run", **changes)) as command:
         ended = command.end()
-        assert gone(command)
+        assert gone(command.pid)
     assert ended.code == 2 and "Traceback" not in ended.errors + ended.output
     assert ended.errors.count("error: ") == 1 and "KeyError: 'gone' (prompt" in ended.errors

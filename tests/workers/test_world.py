@@ -27,6 +27,8 @@ import jax, numpy
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxflow.workers.world import World, join
 
+said = os.fdopen(os.dup(1), "w", buffering=1)
+os.dup2(2, 1)  # gloo prints too
 values = json.loads(sys.argv[1])
 world = World(**values | {"cores": tuple(values["cores"])})
 devices = join(world)
@@ -35,23 +37,29 @@ rows = NamedSharding(mesh, PartitionSpec("all"))
 data = numpy.arange(1.0, 1 + len(devices), dtype=numpy.float32)
 data = jax.make_array_from_callback(data.shape, rows, lambda index: data[index])
 total = jax.jit(lambda x: x.sum(), out_shardings=NamedSharding(mesh, PartitionSpec())).lower(data).compile()
-print("ready", flush=True)
+print("ready", file=said)
 sys.stdin.readline()
 report = {
     "sum": float(total(data)),
     "owners": [device.process_index for device in devices],
     "affinities": [sorted(os.sched_getaffinity(int(thread))) for thread in os.listdir("/proc/self/task")],
 }
-print(json.dumps(report), flush=True)
+print(json.dumps(report), file=said)
 sys.stdin.readline()
 started = time.monotonic()
 if world.process_index == 0:
     try:
         total(data).block_until_ready()
     except jax.errors.JaxRuntimeError as error:
-        print(json.dumps({"error": str(error), "seconds": time.monotonic() - started}), flush=True)
+        print(json.dumps({"error": str(error), "seconds": time.monotonic() - started}), file=said)
 sys.stdin.readline()
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def devices():
+    """The session's eight: what joins in this process must not be the first to ask."""
+    return jax.devices()
 
 
 def world_of(**changes):
@@ -78,7 +86,8 @@ def listening(process):
     for link in pathlib.Path(f"/proc/{process}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
             sockets.add(os.readlink(link))
-    lines = [line.split() for t in ("tcp", "tcp6") for line in pathlib.Path("/proc/net", t).open()]
+    table = "".join(pathlib.Path("/proc/net", kind).read_text() for kind in ("tcp", "tcp6"))
+    lines = [line.split() for line in table.splitlines()]
     return [line[1].split(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets]
 
 
@@ -190,8 +199,8 @@ def test_a_coordinator_beyond_loopback_is_refused_unless_told(coordinator):
     assert coordinator in failure(world_of(coordinator=coordinator))
 
 
-def test_one_process_takes_the_first_of_the_devices_that_are_there():
-    assert join(world_of(processes=1)) == jax.devices()[:2]
+def test_one_process_takes_the_first_of_the_devices_that_are_there(devices):
+    assert join(world_of(processes=1)) == devices[:2]
 
 
 def test_too_few_devices_are_counted():

@@ -1,0 +1,212 @@
+"""Processes of two pools, one of them a world of two, that end, stop, hang or fail: noticed, named, replaced."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import time
+
+import pytest
+from processes import gone, hosts, listens_beyond_loopback
+from runs import Command, flags, rows
+
+from jaxflow.config import pool
+
+pytestmark = pytest.mark.slow
+
+POOLS = {
+    "policy": pool(["actor", "reference"], 2, 1, data=2),
+    "judges": pool(["critic", "reward", "estimator"], 1, 1),
+}
+PROCESSES = sum(described.hosts for described in POOLS.values())
+HEARTBEAT, STAGE = 6.0, 25.0  # seconds
+CHANGES = {
+    "warm_start.steps": 100,
+    "run.total_steps": 20,
+    "run.evaluate_before": False,
+    "run.evaluate_every_steps": 2,
+    "rollout.parts": 2,
+    "checkpoint.every_steps": 1,
+    "cluster.max_restarts": 20,
+    "cluster.heartbeat_timeout_seconds": HEARTBEAT,
+}
+NOTICED_SECONDS = 5  # a process that ended, or that failed
+LATE_SECONDS = 20  # a machine shared with others gets round to things late
+
+
+class Faulty:
+    """A run whose processes obey orders."""
+
+    def __init__(self, folder, **changes):
+        self.folder, self.workdir = folder, folder / "run"
+        shutil.copy(pathlib.Path(__file__).with_name("orders.py"), folder)
+        algorithm = {"algorithm.name": f"{folder}/orders.py:ALGORITHM"}
+        self._arguments = flags(self.workdir, pools=POOLS, **CHANGES, **algorithm, **changes)
+        self._before = set()
+
+    def start(self):
+        return Command(*self._arguments)
+
+    def order(self, call, process, deed, seconds=0.0, after=3):
+        order = {"call": call, "process": process, "deed": deed, "seconds": seconds, "after": after}
+        (self.folder / "new").write_text(json.dumps(order))
+        (self.folder / "new").rename(self.folder / "order.json")
+
+    def done(self):
+        """Wait until the order is done; return by which process."""
+        deadline = time.monotonic() + 60
+        while not (self.folder / "done").exists():
+            assert time.monotonic() < deadline, "the order was not carried out"
+            time.sleep(0.01)
+        process = int((self.folder / "done").read_text())
+        (self.folder / "done").unlink()
+        return process
+
+    def of_several(self):
+        """Every process that ever belonged to the pool of two."""
+        return {int(path.suffix[1:]) for path in self.folder.glob("of_several.*")}
+
+    def new_life(self, command):
+        """Wait for a step of a life of its own: all its processes are there, and none of an earlier one."""
+        command.wait_for("step ")
+        workers = hosts(command.pid)
+        assert len(workers) == PROCESSES and not self._before & workers, (self._before, workers)
+        self._before |= workers
+        return workers
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """An undisturbed run."""
+    run = Faulty(tmp_path_factory.mktemp("straight"))
+    with run.start() as command:
+        ended = command.end()
+        assert ended.code == 0 and ended.errors == "", ended.errors
+        assert gone(command.pid)
+    return run.workdir
+
+
+KILLED = [
+    ("actor.generate", 0, "policy", "gen"),
+    ("actor.log_probs", 1, "policy", "old_log_prob"),
+    ("reward.score", 0, "judges", "reward"),
+    ("actor.update", 1, "policy", "update_actor"),
+    ("critic.update", 0, "judges", "update_critic"),
+    ("actor.save", 1, "policy", "save_checkpoint"),
+    ("actor.generate_validation", 0, "policy", "testing"),
+]
+
+
+def test_a_run_whose_processes_die_in_every_stage_ends_with_the_same_metrics(straight, tmp_path):
+    run = Faulty(tmp_path)
+    with run.start() as command:
+        while not hosts(command.pid):
+            time.sleep(0.01)
+        os.kill(next(iter(hosts(command.pid))), signal.SIGKILL)
+        line = command.wait_for("; restart 1 of")
+        assert re.search(
+            r"pool\.start failed in pool \w+, process \d.*: the process ended .* in stage start;", line
+        )
+
+        command.wait_for("first supervised step")
+        victim = max(run.of_several() & hosts(command.pid))
+        os.kill(victim, signal.SIGKILL)
+        line = command.wait_for("; restart 2 of")
+        assert re.search(rf"student\.imitate failed in pool policy, process \d \(pid {victim}\)", line), line
+
+        for restarts, (call, process, name, stage) in enumerate(KILLED, start=3):
+            run.order(call, process, "die")
+            run.new_life(command)
+            victim, struck = run.done(), time.monotonic()
+            line = command.wait_for("; restart ")
+            assert time.monotonic() - struck < NOTICED_SECONDS
+            place = f"pool {name}, process {process} (pid {victim})"
+            assert f"{call} failed in {place}: the process ended" in line, line
+            assert f"in stage {stage}; restart {restarts} of at most 20" in line, line
+        ended = command.end()
+        assert ended.code == 0 and ended.errors == "", ended.errors
+        assert "raylet" not in ended.output and "Traceback" not in ended.output
+        assert gone(command.pid)
+    assert rows(run.workdir) == rows(straight)
+
+
+def stacks_of(line):
+    return pathlib.Path(re.search(r"is in (\S+stacks_\S+\.txt)", line)[1]).read_text()
+
+
+def test_what_hangs_is_lost_and_what_takes_long_is_not(tmp_path):
+    run = Faulty(tmp_path, **{"run.total_steps": 1000, "cluster.stage_timeout_seconds": STAGE})
+    with run.start() as command:
+        run.order("reward.score", 0, "sleep", 2 * HEARTBEAT)
+        run.new_life(command)
+        run.done()
+        command.wait_for("step ")  # that pool slept, the other waited for it: nobody was lost
+        run.order("reward.score", 0, "spin", 2 * HEARTBEAT)
+        run.done()
+        line = command.wait_for("step ")
+        assert "restart" not in line
+        run.order("actor.generate", 1, "stop")
+        victim, struck = run.done(), time.monotonic()
+        line = command.wait_for("; restart 1 of")
+        assert HEARTBEAT < time.monotonic() - struck < 2 * HEARTBEAT + LATE_SECONDS
+        assert (
+            f"actor.generate failed in pool policy, process 1 (pid {victim}): no sign of life for 6 s" in line
+        )
+        assert f"=== pool policy, process 1 (pid {victim})\nno answer" in stacks_of(line)
+        assert not pathlib.Path(f"/proc/{victim}").exists()
+
+        run.order("reference.log_probs", 1, "sleep", 1000)
+        run.new_life(command)
+        victim, struck = run.done(), time.monotonic()
+        line = command.wait_for("; restart 2 of")
+        assert STAGE - 1 < time.monotonic() - struck < STAGE + LATE_SECONDS
+        place = f"pool policy, process 1 (pid {victim})"
+        assert f"reference.log_probs failed in {place}: over its 25 s in stage ref" in line
+        of_victim = stacks_of(line).partition(f"=== {place}\n")[2].partition("===")[0]
+        assert "in sleep\n    time.sleep(seconds)" in of_victim
+
+        run.order("actor.log_probs", 1, "fail")
+        run.new_life(command)
+        victim = run.done()
+        line = command.wait_for("; restart 3 of")
+        assert (
+            f"actor.log_probs failed in pool policy, process 1 (pid {victim}): KeyError: 'on order'" in line
+        )
+        run.order("actor.log_probs", 1, "fail")
+        run.new_life(command)
+        victim = run.done()
+        ended = command.end()
+        assert gone(command.pid)
+    assert ended.code == 1 and "Traceback" not in ended.output
+    first, again, trace = ended.errors.splitlines()
+    assert (
+        first
+        == f"error: actor.log_probs failed in pool policy, process 1 (pid {victim}): KeyError: 'on order'"
+    )
+    assert again == "it came again after a restart" and trace == f"the trace is in {run.workdir}/error.log"
+    assert 'raise KeyError("on order")' in (run.workdir / "error.log").read_text()
+
+
+def test_workers_listen_on_loopback_and_die_with_the_controller_even_when_they_are_stopped(tmp_path):
+    run = Faulty(tmp_path, **{"run.total_steps": 1000})
+    with run.start() as command:
+        workers = run.new_life(command)
+        assert listens_beyond_loopback(command.alive()) == []
+        os.kill(min(workers), signal.SIGSTOP)
+        os.kill(command.pid, signal.SIGKILL)
+        assert gone(command.pid)
+
+
+def test_a_run_with_a_stopped_worker_can_be_stopped(tmp_path):
+    run = Faulty(tmp_path, **{"run.total_steps": 1000})
+    with run.start() as command:
+        run.order("critic.values", 0, "stop")
+        run.new_life(command)
+        victim = run.done()
+        command.send_to_group(signal.SIGINT)  # a wish: it ends with the step, which never does
+        ended = command.end()
+        assert ended.code == 130 and ended.errors == "", ended.errors
+        assert f"(pid {victim}): no sign of life" in ended.output and "restart" not in ended.output
+        assert gone(command.pid)

@@ -10,9 +10,13 @@ import math
 from collections.abc import Iterator, Sequence
 
 from jaxflow.batch_algebra import sequences_per_step, with_vocabulary
-from jaxflow.config import Config
+from jaxflow.config import Config, PoolConfig
+from jaxflow.engine.layout_rules import Parallelism, nearest_layouts
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.placement import MeshSizes, mesh_sizes, roles_with_models
+
+_NAMED_MESHES = 3  # offered where one cannot be
+_CONSIDERED_MESHES = 1000  # that those are taken from; most of them are pipelines, which no pool has yet
 
 
 def role_problems(config: Config, cast: Sequence[str]) -> Iterator[str]:
@@ -77,6 +81,8 @@ def sharding_problems(config: Config, vocabulary_size: int | None) -> Iterator[s
         asked[path, pool] = model
     for (path, pool), model in asked.items():
         mesh = config.cluster.pools[pool].mesh
+        known = with_vocabulary(model, 0 if vocabulary_size is None else vocabulary_size)
+        nearest = _nearest_meshes(config.cluster.pools[pool], known)
         for key, size, axis, ways in (
             ("heads", model.heads, "tensor", mesh.tensor),
             ("kv_heads", model.kv_heads, "tensor", mesh.tensor),
@@ -86,14 +92,25 @@ def sharding_problems(config: Config, vocabulary_size: int | None) -> Iterator[s
             if size % ways != 0:
                 yield (
                     f"{path}.{key} = {size} cannot be split over cluster.pools.{pool}.mesh.{axis} = {ways};"
-                    f" set the axis to a divisor of {size}, or {key} to a multiple of {ways}"
+                    f" set the axis to a divisor of {size}, or {key} to a multiple of {ways}{nearest}"
                 )
-        known = with_vocabulary(model, 0 if vocabulary_size is None else vocabulary_size)
         if known.padded_vocabulary_size % mesh.tensor != 0:
             yield (
                 f"cluster.pools.{pool}.mesh.tensor = {mesh.tensor} cannot split the vocabulary of {path}, padded"
-                f" to {known.padded_vocabulary_size}; set it to a power of two"
+                f" to {known.padded_vocabulary_size}; set it to a power of two{nearest}"
             )
+
+
+def _nearest_meshes(pool: PoolConfig, model: DecoderConfig) -> str:
+    """Name the meshes nearest to a pool's that can hold the model on its devices."""
+    mesh, devices = pool.mesh, pool.hosts * pool.devices_per_host
+    asked = Parallelism(mesh.data, mesh.fsdp, mesh.tensor, mesh.generation_tensor, pipe=1, generation_pipe=1)
+    can_be = [
+        f"data {one.data} × fsdp {one.fsdp} × tensor {one.tensor}, generation_tensor {one.generation_tensor}"
+        for one in nearest_layouts(asked, devices, model, _CONSIDERED_MESHES)
+        if one.pipe == 1 and model.kv_heads % one.tensor == 0
+    ]
+    return f"; nearest meshes that can be: {' | '.join(can_be[:_NAMED_MESHES])}" if can_be else ""
 
 
 def row_problems(config: Config) -> Iterator[str]:

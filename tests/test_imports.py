@@ -40,7 +40,13 @@ ALLOWED = {
     "config_tree": set(),
     "placement": {"config", "models.decoder_config"},
     "batch_algebra": {"types", "config", "placement", "engine.batching", "models.decoder_config"},
-    "placement_checks": {"config", "placement", "batch_algebra", "models.decoder_config"},
+    "placement_checks": {
+        "config",
+        "placement",
+        "batch_algebra",
+        "engine.layout_rules",
+        "models.decoder_config",
+    },
     "config_checks": {
         "types",
         "config",

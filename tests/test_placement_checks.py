@@ -117,6 +117,13 @@ def test_weights_must_split_over_the_mesh_of_their_roles_pool(changes, expected)
     assert any(problem.startswith(expected) for problem in problems(split_config(**changes)))
 
 
+def test_the_nearest_meshes_that_can_hold_the_model_are_named():
+    (problem,) = problems(config(actor__model__mlp_width=510))
+    offered = problem.partition("; nearest meshes that can be: ")[2].split(" | ")
+    assert offered[0] == "data 4 × fsdp 1 × tensor 2, generation_tensor 2"
+    assert len(set(offered)) == 3
+
+
 def test_a_problem_of_roles_that_share_pool_and_model_is_said_once():
     assert len(problems(config(actor__model__mlp_width=510))) == 1
 

@@ -32,6 +32,7 @@ CHANGES = {
     "cluster.max_restarts": 20,
     "cluster.heartbeat_timeout_seconds": HEARTBEAT,
 }
+STEP = " · score "  # in the line of every step
 NOTICED_SECONDS = 5  # a process that ended, or that failed
 LATE_SECONDS = 20  # a machine shared with others gets round to things late
 
@@ -43,7 +44,7 @@ class Faulty:
         self.folder, self.workdir = folder, folder / "run"
         shutil.copy(pathlib.Path(__file__).with_name("orders.py"), folder)
         algorithm = {"algorithm.name": f"{folder}/orders.py:ALGORITHM"}
-        self._arguments = flags(self.workdir, pools=POOLS, **CHANGES, **algorithm, **changes)
+        self._arguments = flags(self.workdir, pools=POOLS, **(CHANGES | algorithm | changes))
         self._before = set()
 
     def start(self):
@@ -70,7 +71,7 @@ class Faulty:
 
     def new_life(self, command):
         """Wait for a step of a life of its own: all its processes are there, and none of an earlier one."""
-        command.wait_for("step ")
+        command.wait_for(STEP)
         workers = hosts(command.pid)
         assert len(workers) == PROCESSES and not self._before & workers, (self._before, workers)
         self._before |= workers
@@ -142,10 +143,10 @@ def test_what_hangs_is_lost_and_what_takes_long_is_not(tmp_path):
         run.order("reward.score", 0, "sleep", 2 * HEARTBEAT)
         run.new_life(command)
         run.done()
-        command.wait_for("step ")  # that pool slept, the other waited for it: nobody was lost
+        command.wait_for(STEP)  # that pool slept, the other waited for it: nobody was lost
         run.order("reward.score", 0, "spin", 2 * HEARTBEAT)
         run.done()
-        line = command.wait_for("step ")
+        line = command.wait_for(STEP)
         assert "restart" not in line
         run.order("actor.generate", 1, "stop")
         victim, struck = run.done(), time.monotonic()

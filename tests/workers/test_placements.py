@@ -73,12 +73,21 @@ def test_every_placement_gives_the_colocated_runs_metrics(colocated, tmp_path, n
     assert differences(rows(tmp_path), colocated) == {}
 
 
+@pytest.fixture(scope="module")
+def commanded(tmp_path_factory):
+    """All roles on one pool of one process, from the command line."""
+    workdir = tmp_path_factory.mktemp("commanded") / "run"
+    ended = run_to_end(*flags(workdir, **MODEL, **{"cluster.launcher": "inprocess"}))
+    assert ended.code == 0, ended.errors
+    return rows(workdir)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pools", [SPLIT_PROCESSES, TENSOR_OVER_PROCESSES], ids=["split", "tensor over two"])
-def test_processes_of_their_own_give_the_colocated_runs_metrics(colocated, tmp_path, pools):
+def test_processes_of_their_own_give_the_colocated_runs_metrics(commanded, tmp_path, pools):
     ended = run_to_end(*flags(tmp_path / "run", pools=pools, **MODEL))
     assert ended.code == 0, ended.errors
-    assert differences(rows(tmp_path / "run"), colocated) == {}
+    assert differences(rows(tmp_path / "run"), commanded) == {}
 
 
 @pytest.mark.slow

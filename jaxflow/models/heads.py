@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxflow.models.decoder_config import DecoderConfig
+from jaxflow.models.layers import named_weight
 
 PADDING_LOGIT = (
     -1e30
@@ -21,7 +22,7 @@ class TokenHead(nnx.Module):
         if not config.tied_embeddings:
             shape = (config.width, config.padded_vocabulary_size)
             matrix = config.width**-0.5 * jax.random.normal(rngs.params(), shape, jnp.float32)
-            self.matrix = nnx.Param(matrix, out_sharding=("embed", "vocabulary"))
+            self.matrix = named_weight(matrix, ("embed", "vocabulary"))
         self.config = config
 
     def __call__(self, hidden: Float[Array, "*B D"], table: Float[Array, "V D"]) -> Float[Array, "*B V"]:
@@ -35,7 +36,7 @@ class ScalarHead(nnx.Module):
     """One number per hidden state. It starts at zero: a fresh critic predicts nothing rather than noise."""
 
     def __init__(self, config: DecoderConfig):
-        self.weight = nnx.Param(jnp.zeros((config.width,), jnp.float32), out_sharding=("norm",))
+        self.weight = named_weight(jnp.zeros((config.width,), jnp.float32), ("norm",))
 
     def __call__(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B"]:
         weight = self.weight.get_value().astype(jnp.float32)

@@ -42,10 +42,14 @@ def rotate(
     return rotated.astype(heads.dtype)
 
 
+def named_weight(value: Float[Array, "..."], names: Sequence[str | None]) -> nnx.Param:
+    """Return a weight that bears a logical name per dimension, or None."""
+    # Eager sharding would place each weight whole on one device first; they are born sharded under jit.
+    return nnx.Param(value, out_sharding=tuple(names), eager_sharding=False)
+
+
 def _weight(rngs: nnx.Rngs, shape: Sequence[int], names: Sequence[str | None], scale: float) -> nnx.Param:
-    return nnx.Param(
-        scale * jax.random.normal(rngs.params(), tuple(shape), jnp.float32), out_sharding=tuple(names)
-    )
+    return named_weight(scale * jax.random.normal(rngs.params(), tuple(shape), jnp.float32), names)
 
 
 def project(x: Float[Array, "*B D"], weight: Float[Array, "D *F"]) -> Float[Array, "*B *F"]:
@@ -62,7 +66,7 @@ class RMSNorm(nnx.Module):
     """x / sqrt(mean(x²) + ε) · scale, the mean in float32 (arXiv 1910.07467)."""
 
     def __init__(self, width: int, epsilon: float):
-        self.scale = nnx.Param(jnp.ones((width,), jnp.float32), out_sharding=("norm",))
+        self.scale = named_weight(jnp.ones((width,), jnp.float32), ("norm",))
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.heads import ScalarHead, TokenHead
-from jaxflow.models.layers import Attend, Block, Constrain, RMSNorm, rotary_angles
+from jaxflow.models.layers import Attend, Block, Constrain, RMSNorm, named_weight, rotary_angles
 
 Params = Mapping[str, Any]
 """Weights: a nested dict of arrays, `backbone` and `head` at the top, layers stacked on a leading axis L."""
@@ -34,7 +34,7 @@ class Backbone(nnx.Module):
 
         shape = (config.padded_vocabulary_size, config.width)
         table = 0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)
-        self.embedding = nnx.Param(table, out_sharding=("vocabulary", "embed"))
+        self.embedding = named_weight(table, ("vocabulary", "embed"))
         self.layers = stacked(rngs)
         self.final_norm = RMSNorm(config.width, config.norm_epsilon)
         self.config = config
@@ -128,7 +128,7 @@ class Model:
 
     def create(self, key: Array) -> Params:
         """Return fresh float32 weights; call under `jit` with `out_shardings` so that they are born sharded."""
-        return nnx.to_pure_dict(nnx.state(_module(self.config, self.kind, key)))
+        return nnx.to_pure_dict(nnx.state(self.kind(self.config, nnx.Rngs(params=key))))
 
     def bind(self, params: Params) -> LanguageModel | ScalarModel:
         """Return the module over these weights, inside a traced function."""
@@ -137,17 +137,8 @@ class Model:
 
 def describe(config: DecoderConfig, kind: type[LanguageModel] | type[ScalarModel]) -> Model:
     """Describe a model from its numbers alone; nothing is allocated."""
-    definition, state = nnx.split(nnx.eval_shape(lambda: _module(config, kind, 0)))
+    definition, state = nnx.split(nnx.eval_shape(lambda: kind(config, nnx.Rngs(params=0))))
     shapes = nnx.to_pure_dict(state)
     flat = {path: tuple(v.get_metadata()["out_sharding"]) for path, v in nnx.to_flat_state(state)}
     names = jax.tree_util.tree_map_with_path(lambda path, _: flat[tuple(k.key for k in path)], shapes)
     return Model(config, kind, definition, shapes, names)
-
-
-def _module(
-    config: DecoderConfig, kind: type[LanguageModel] | type[ScalarModel], key: Array | int
-) -> LanguageModel | ScalarModel:
-    # Eagerly, each weight would first be placed whole on one device; they are born sharded under jit. The switch
-    # is of one thread, so it is not set once and for all.
-    with nnx.use_eager_sharding(False):
-        return kind(config, nnx.Rngs(params=key))

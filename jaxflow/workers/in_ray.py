@@ -91,9 +91,9 @@ class InRay:
             coordinator=f"{first}:{port}",
             loopback=loopback,
             start_timeout_seconds=cluster.start_timeout_seconds,
-            # The watch, which can tell who is silent, comes first: the peers of that process end over it.
+            # The watch, which can tell who keeps the others waiting, comes first: they can only end over it.
             heartbeat_timeout_seconds=_PATIENCE * cluster.heartbeat_timeout_seconds,
-            collective_timeout_seconds=cluster.stage_timeout_seconds,
+            collective_timeout_seconds=_PATIENCE * cluster.stage_timeout_seconds,
             compilation_cache=pool.compilation_cache,
             cores=cores,
         )

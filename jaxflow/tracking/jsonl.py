@@ -37,6 +37,19 @@ class DiskGuard:
                 )
 
 
+def append_bytes(path: Path, data: bytes) -> None:
+    """Adds bytes at the end of a file, all or none; they have left this process on return."""
+    with path.open("ab", buffering=0) as file:
+        start = file.tell()
+        try:
+            written = 0
+            while written < len(data):
+                written += file.write(data[written:])
+        except OSError:
+            file.truncate(start)
+            raise
+
+
 class JsonLines:
     """A file of JSON rows, appended whole, cut back to a step on resume. Raises the disk's OSError."""
 
@@ -48,15 +61,7 @@ class JsonLines:
         """Adds rows at the end; they have left this process on return. On an error none of them stays."""
         # backslashreplace turns a lone surrogate, which UTF-8 cannot hold, into its JSON escape.
         data = "".join(_line(row) for row in rows).encode("utf-8", "backslashreplace")
-        with self.path.open("ab", buffering=0) as file:
-            start = file.tell()
-            try:
-                written = 0
-                while written < len(data):
-                    written += file.write(data[written:])
-            except OSError:
-                file.truncate(start)
-                raise
+        append_bytes(self.path, data)
 
     def truncate_after(self, step: int) -> None:
         """Drops rows of later steps and lines that are no rows (left by a kill in mid-write), atomically."""

@@ -14,7 +14,7 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from jaxflow.tracking.jsonl import DiskGuard
+from jaxflow.tracking.jsonl import DiskGuard, append_bytes
 from jaxflow.tracking.text import figure, stage_words
 from jaxflow.types import Span
 
@@ -57,7 +57,7 @@ class Timeline:
             added = {name: _STEPS_ROW + len(self._rows) + i for i, name in enumerate(names, start=1)}
             events = [_row_name(name, row) for name, row in added.items()]
             events += _step_events(step, spans, self._rows | added)
-            _append(self._path, b",\n" + _lines(events))
+            append_bytes(self._path, b",\n" + _lines(events))
             self._rows |= added
 
     def close(self) -> None:
@@ -66,7 +66,7 @@ class Timeline:
             return
         self._rows = None
         with self._guard.writing(self._path):
-            _append(self._path, _END)
+            append_bytes(self._path, _END)
 
 
 def gantt(spans: Sequence[Span], columns: int) -> list[str]:
@@ -218,19 +218,6 @@ def _read(path: Path) -> list[dict]:
         if isinstance(event, dict):
             events.append(event)
     return events
-
-
-def _append(path: Path, data: bytes) -> None:
-    """Adds bytes at the end of a file, all or none."""
-    with path.open("ab", buffering=0) as file:
-        start = file.tell()
-        try:
-            written = 0
-            while written < len(data):
-                written += file.write(data[written:])
-        except OSError:
-            file.truncate(start)
-            raise
 
 
 def _letters(names: Sequence[str]) -> dict[str, str]:

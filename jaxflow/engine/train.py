@@ -66,14 +66,14 @@ class Trainer:
         temperature: float,
         tokens_per_device: int,
     ):
-        self._model, self._layout = model, layout
+        self.model, self.layout = model, layout
+        self.transformation = optimizer.transformation()
         self._loss, self._temperature = loss, temperature
         self._tokens_per_device = tokens_per_device
         self._rows = Rows(layout.mesh, layout.axes["batch"])
-        self._transformation = optimizer.transformation()
         self._learning_rates = optimizer.learning_rates()
         weights = layout.weights(model.names)
-        shardings = state_shardings(model, layout, self._transformation)
+        shardings = state_shardings(model, layout, self.transformation)
         self._zeros = jax.jit(
             lambda: jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), model.shapes),
             out_shardings=weights,
@@ -87,10 +87,10 @@ class Trainer:
 
     def _accumulate_traced(self, params: Params, gradients: Params, batch: TrainingBatch, counts: Counts):
         def micro_loss(params: Params):
-            if self._model.kind is LanguageModel:
-                said = token_log_probs(self._model, params, batch.tokens, self._temperature, self._layout)
+            if self.model.kind is LanguageModel:
+                said = token_log_probs(self.model, params, batch.tokens, self._temperature, self.layout)
             else:
-                said = token_values(self._model, params, batch.tokens, self._layout)
+                said = token_values(self.model, params, batch.tokens, self.layout)
             return self._loss(said, batch, counts)
 
         (_, parts), new = jax.value_and_grad(micro_loss, has_aux=True)(params)
@@ -102,7 +102,7 @@ class Trainer:
 
         def move(operand):
             params, moments = operand
-            updates, moments = self._transformation.update(gradients, moments, params)
+            updates, moments = self.transformation.update(gradients, moments, params)
             return optax.apply_updates(params, updates), moments
 
         params, moments = jax.lax.cond(finite, move, lambda same: same, (state.params, state.optimizer_state))

@@ -18,6 +18,7 @@ from jaxflow.engine.rows import Rows
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import training_layout
 from jaxflow.engine.state import restore_weights
+from jaxflow.engine.train import Trainer
 from jaxflow.models.transformer import Params, ScalarModel, describe
 from jaxflow.types import Judgements, Metrics, Prompts, Rollout, Sample, Scores
 from jaxflow.workers.model_free_roles import Reward
@@ -50,12 +51,14 @@ class Verifier:
         optimizer = OptimizerConfig(learning_rate=warm_start.reward_learning_rate, schedule="constant")
         self._sequences = warm_start.sequences_per_step
         self._trained = TrainedModel(
-            describe(derived.reward_model, ScalarModel),
-            training_layout(place.mesh),
-            optimizer_of(optimizer, warm_start.reward_steps),
-            VerifierLoss(),
-            1.0,
-            config.actor.microbatch_tokens_per_device,
+            Trainer(
+                describe(derived.reward_model, ScalarModel),
+                training_layout(place.mesh),
+                optimizer_of(optimizer, warm_start.reward_steps),
+                VerifierLoss(),
+                1.0,
+                config.actor.microbatch_tokens_per_device,
+            ),
             optimizer.max_skipped_updates,
             config.run.seed,
             _VERIFIER_WEIGHTS,

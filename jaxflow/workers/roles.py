@@ -19,6 +19,7 @@ from jaxflow.engine.sampling import Sampling
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import generation_layout, training_layout
 from jaxflow.engine.state import restore_weights
+from jaxflow.engine.train import Trainer
 from jaxflow.engine.transition import transition
 from jaxflow.models.transformer import LanguageModel, Params, ScalarModel, describe
 from jaxflow.types import (
@@ -87,12 +88,14 @@ class Actor(_Saved):
         )
         temperature = _log_prob_temperature(config)
         self._trained = TrainedModel(
-            model,
-            training,
-            optimizer_of(config.actor.optimizer, derived.actor.total_updates),
-            loss,
-            temperature,
-            config.actor.microbatch_tokens_per_device,
+            Trainer(
+                model,
+                training,
+                optimizer_of(config.actor.optimizer, derived.actor.total_updates),
+                loss,
+                temperature,
+                config.actor.microbatch_tokens_per_device,
+            ),
             config.actor.optimizer.max_skipped_updates,
             config.run.seed,
             _ACTOR_WEIGHTS,
@@ -178,12 +181,14 @@ class Student:
         optimizer = OptimizerConfig(learning_rate=warm_start.learning_rate, schedule="constant")
         self._sequences = warm_start.sequences_per_step
         self._trained = TrainedModel(
-            describe(derived.actor_model, LanguageModel),
-            training_layout(place.mesh),
-            optimizer_of(optimizer, warm_start.steps),
-            SupervisedLoss(),
-            1.0,
-            config.actor.microbatch_tokens_per_device,
+            Trainer(
+                describe(derived.actor_model, LanguageModel),
+                training_layout(place.mesh),
+                optimizer_of(optimizer, warm_start.steps),
+                SupervisedLoss(),
+                1.0,
+                config.actor.microbatch_tokens_per_device,
+            ),
             optimizer.max_skipped_updates,
             config.run.seed,
             _ACTOR_WEIGHTS,
@@ -219,12 +224,14 @@ class Critic(_Saved):
             length_constant=float(config.rollout.max_response_tokens),
         )
         self._trained = TrainedModel(
-            model,
-            layout,
-            optimizer_of(config.critic.optimizer, derived.critic.total_updates),
-            loss,
-            1.0,
-            config.critic.microbatch_tokens_per_device,
+            Trainer(
+                model,
+                layout,
+                optimizer_of(config.critic.optimizer, derived.critic.total_updates),
+                loss,
+                1.0,
+                config.critic.microbatch_tokens_per_device,
+            ),
             config.critic.optimizer.max_skipped_updates,
             config.run.seed,
             _CRITIC_WEIGHTS,

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from jaxflow.config import OptimizerConfig
 from jaxflow.engine.optimizer import Optimizer
-from jaxflow.engine.sharding import Layout
 from jaxflow.engine.state import (
     TrainState,
     new_head,
@@ -21,8 +20,8 @@ from jaxflow.engine.state import (
     save_state,
     save_weights,
 )
-from jaxflow.engine.train import Loss, Trainer, TrainingBatch
-from jaxflow.models.transformer import Model, Params
+from jaxflow.engine.train import Trainer, TrainingBatch
+from jaxflow.models.transformer import Params
 from jaxflow.types import UserError
 
 
@@ -36,22 +35,11 @@ def optimizer_of(config: OptimizerConfig, total_updates: int) -> Optimizer:
 class TrainedModel:
     """A model with its training state on one layout."""
 
-    def __init__(
-        self,
-        model: Model,
-        layout: Layout,
-        optimizer: Optimizer,
-        loss: Loss,
-        temperature: float,
-        tokens_per_device: int,
-        max_skipped_updates: int,
-        seed: int,
-        stream: int,
-    ):
-        self._model, self._layout, self._seed, self._stream = model, layout, seed, stream
+    def __init__(self, trainer: Trainer, max_skipped_updates: int, seed: int, stream: int):
+        """Take a trainer over; `seed` and `stream` are where the model's random weights come from."""
+        self._trainer, self._seed, self._stream = trainer, seed, stream
+        self._model, self._layout = trainer.model, trainer.layout
         self._max_skipped_updates = max_skipped_updates
-        self._transformation = optimizer.transformation()
-        self._trainer = Trainer(model, layout, optimizer, loss, temperature, tokens_per_device)
         self._state: TrainState | None = None
 
     @property
@@ -65,7 +53,7 @@ class TrainedModel:
         return self._state
 
     def _begin(self, params: Params) -> None:
-        self._state = new_state(self._model, self._layout, self._transformation, params)
+        self._state = new_state(self._model, self._layout, self._trainer.transformation, params)
 
     def create(self) -> None:
         """Start from random weights."""
@@ -102,7 +90,7 @@ class TrainedModel:
 
     def restore(self, directory: Path) -> None:
         """Continue from a saved state."""
-        self._state = restore_state(directory, self._model, self._layout, self._transformation)
+        self._state = restore_state(directory, self._model, self._layout, self._trainer.transformation)
 
     def save_weights(self, directory: Path) -> None:
         """Write the weights alone."""

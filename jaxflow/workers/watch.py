@@ -114,15 +114,16 @@ class Watch:
             if call.running_since is None:
                 call.running_since = now
             elif now - call.running_since > self._stage_timeout:
-                waiting = [i for i, record in enumerate(call.records) if not ray.wait([record], timeout=0)[0]]
-                self._lose(call, waiting[0] if waiting else 0, f"over its {self._stage_timeout:g} s")
+                waiting = [i for i, record in enumerate(call.records) if not _is_ready(record)]
+                if waiting:  # peers wait for the slow one inside a collective: which it is, the stacks show
+                    self._lose(call, waiting, f"over its {self._stage_timeout:g} s")
 
     def _look_at_pulses(self, now: float) -> None:
         for (name, process), pulse in self._pulses.items():
             if pulse.answer is None:
                 if now >= pulse.due:
                     pulse.asked, pulse.answer = now, self._pools[name].ping(process)
-            elif ray.wait([pulse.answer], timeout=0)[0]:
+            elif _is_ready(pulse.answer):
                 answer, pulse.answer = pulse.answer, None
                 pulse.due = now + self._heartbeat_timeout / _PULSES_PER_TIMEOUT
                 try:
@@ -132,7 +133,7 @@ class Watch:
             elif now - pulse.asked > self._heartbeat_timeout:
                 call = next((call for call in self._calls.running() if call.pool == name), None)
                 what = f"no sign of life for {self._heartbeat_timeout:g} s (stopped, or its machine is gone)"
-                self._lose(call or _idle(name), process, what)
+                self._lose(call or _idle(name), [process], what)
 
     def _first_ended(self, pool: str, process: int) -> int:
         """Return the process of an idle pool that ended first, given one that has."""
@@ -145,13 +146,14 @@ class Watch:
                     return earlier
         return process
 
-    def _lose(self, call: PendingCall, process: int, what: str) -> None:
+    def _lose(self, call: PendingCall, processes: Sequence[int], what: str) -> None:
         try:
             stacks = f"what all workers were doing is in {self._write_stacks()}"
         except OSError as error:
             stacks = f"what all workers were doing could not be written ({error})"
         message = f"{what} in stage {call.stage}; {stacks}"
-        raise WorkerLost(call.role, call.method, self._pools[call.pool].words(process), message, message)
+        places = " and ".join(self._pools[call.pool].words(process) for process in processes)
+        raise WorkerLost(call.role, call.method, places, message, message)
 
     def _write_stacks(self) -> Path:
         path = self._stacks_directory / f"stacks_{time.strftime('%Y%m%d-%H%M%S')}.txt"
@@ -231,11 +233,15 @@ class WatchedPool:
 def _failures(call: PendingCall) -> Iterator[tuple[PendingCall, int, RoleError]]:
     """Yield the processes in which a call is known to have failed."""
     for process, record in enumerate(call.records):
-        if ray.wait([record], timeout=0)[0]:
+        if _is_ready(record):
             try:
                 bring([record])
             except RoleError as error:
                 yield call, process, error
+
+
+def _is_ready(reference: ray.ObjectRef) -> bool:
+    return len(ray.wait([reference], timeout=0)[0]) == 1
 
 
 def _of_collective(error: RoleError) -> bool:

@@ -157,6 +157,7 @@ class Split:
         with Console(config.run.total_steps, live=False, file=sys.stderr) as console:
             beginning = WarmStart(
                 config,
+                job.derived,
                 job.source,
                 job.tokenizer,
                 RunDirectory(workdir, config.checkpoint.keep),

@@ -18,6 +18,7 @@ from jaxflow.types import UserError
 
 # Where Ray looks for a token before it looks into the home folder.
 _TOKEN, _TOKEN_PATH = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+_STATISTICS_BYTES = 16 << 10  # results that small come here by themselves; larger ones stay in the store
 _PROBE_SECONDS = 60  # that a cluster has to refuse a stranger; it takes three where nothing else runs
 
 
@@ -47,8 +48,14 @@ def _start(processes: int) -> None:
     # A token of this run alone: the file that Ray would make in the home folder can be read by others.
     if not {_TOKEN, _TOKEN_PATH} & os.environ.keys():
         os.environ[_TOKEN] = secrets.token_hex(32)
-    # Each process of a pool takes one CPU; which cores it runs on is decided elsewhere.
-    _connect(address="local", num_cpus=processes, include_dashboard=False)
+    _connect(
+        address="local",
+        # Each process of a pool takes one CPU; which cores it runs on is decided elsewhere.
+        num_cpus=processes,
+        include_dashboard=False,
+        # Ray would hand results below 100 kB to the caller, which is us: rows are to go from worker to worker.
+        _system_config={"max_direct_call_object_size": _STATISTICS_BYTES},
+    )
 
 
 def _join(address: str) -> None:
@@ -96,7 +103,7 @@ def _refuse_open(address: str) -> None:
         raise UserError(f"cluster.address = {address!r}: no Ray was found there: {reason}")
 
 
-def _connect(**options: str | int | bool) -> None:
+def _connect(**options: object) -> None:
     """Call `ray.init` and keep the program's SIGTERM: Ray puts two handlers of its own in its place."""
     ours = signal.getsignal(signal.SIGTERM)
     came = False

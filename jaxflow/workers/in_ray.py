@@ -22,7 +22,7 @@ from jaxflow.config import Config
 from jaxflow.types import UserError
 from jaxflow.workers.calls import CallHeader
 from jaxflow.workers.host import Host, process_words
-from jaxflow.workers.protocol import RoleError, WorkerLost
+from jaxflow.workers.protocol import InputLost, RoleError, WorkerLost
 from jaxflow.workers.resource_pool import ResourcePool
 from jaxflow.workers.world import World
 
@@ -176,14 +176,17 @@ class InRay:
 
 
 def bring(references: Sequence[ray.ObjectRef]) -> list[Any]:
-    """Bring values here; a role's exception arrives as itself, a process that ended as `WorkerLost`."""
+    """Bring values here.
+
+    A role's exception arrives as itself, a process that ended as `WorkerLost`, one before it as `InputLost`.
+    """
     try:
         return ray.get(list(references))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, RoleError):
             raise error.cause from None
         if isinstance(error.cause, ray.exceptions.RayActorError | ray.exceptions.ObjectLostError):
-            raise WorkerLost("pool", "call", "a process", "the process ended", str(error)) from None
+            raise InputLost("pool", "call", "a process", "an input was lost", str(error)) from None
         raise
     except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
         raise WorkerLost("pool", "call", "a process", "the process ended", str(error)) from None

@@ -112,6 +112,10 @@ class WorkerLost(RoleError):
     """A process that ended, gives no sign of life, or is over its time: its group is lost with it."""
 
 
+class InputLost(WorkerLost):
+    """A call that cannot run because a process that was to make its input is lost: not the place to blame."""
+
+
 def now() -> float:
     """Return the time that records of different processes share."""
     return time.time()

@@ -16,7 +16,7 @@ import ray
 from jaxflow.workers.calls import CallHeader
 from jaxflow.workers.future import CallList, PendingCall
 from jaxflow.workers.in_ray import ENDED, InRay, bring
-from jaxflow.workers.protocol import RoleError, RoleRefusal, WorkerLost
+from jaxflow.workers.protocol import InputLost, RoleError, RoleRefusal, WorkerLost
 from jaxflow.workers.transfer import Grid
 
 _LOOK_SECONDS = 0.5  # between looks at everything, while what is waited for is not there
@@ -176,19 +176,23 @@ class Watch:
             failures = next(
                 (found for call in self._calls.unfinished if (found := list(_failures(call)))), []
             )
-            lost = [(call, i, e) for call, i, e in failures if isinstance(e, WorkerLost)]
-            own = [e for _, _, e in failures if not isinstance(e, WorkerLost) and not _of_collective(e)]
-            if own:
-                return own[0]
-            if lost or time.monotonic() > deadline:
+            for call, ended, found in failures:
+                if isinstance(found, WorkerLost) and not isinstance(found, InputLost):
+                    return self._ended(self._at_work(call.pool, ended), ended, found)
+            for _, _, found in failures:
+                if not isinstance(found, WorkerLost) and not _of_collective(found):
+                    return found
+            if time.monotonic() > deadline:
                 break
             time.sleep(0.1)
-        if lost:
-            call, process, first = lost[0]
-            return self._ended(call, process, first)
         if failures:
             return failures[0][2]
         return self._ended(_idle(pool), process, error) if pool is not None else error
+
+    def _at_work(self, pool: str, process: int) -> PendingCall:
+        """Return the call that a process which ended was at: those behind it may be seen to fail before it is."""
+        calls = [call for call in self._calls.unfinished if call.pool == pool]
+        return next(call for call in calls if not _succeeded(call.records[process]))
 
     def _ended(self, call: PendingCall, process: int, error: RoleError) -> WorkerLost:
         words = self._pools[call.pool].words(process)
@@ -242,6 +246,13 @@ def _failures(call: PendingCall) -> Iterator[tuple[PendingCall, int, RoleError]]
 
 def _is_ready(reference: ray.ObjectRef) -> bool:
     return len(ray.wait([reference], timeout=0)[0]) == 1
+
+
+def _succeeded(record: ray.ObjectRef) -> bool:
+    try:
+        return _is_ready(record) and len(bring([record])) == 1
+    except RoleError:
+        return False
 
 
 def _of_collective(error: RoleError) -> bool:

@@ -37,6 +37,7 @@ def obey(call):
 
 
 def die(seconds):
+    time.sleep(seconds)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

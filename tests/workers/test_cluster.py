@@ -4,10 +4,12 @@ import contextlib
 import os
 import pathlib
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -28,8 +30,9 @@ def free_port():
 
 
 @contextlib.contextmanager
-def ray_head(folder, **variables):
-    """A cluster of somebody else's on loopback; yields its address and its session."""
+def ray_head(**variables):
+    """A cluster of somebody else's on loopback; yields its address, its session and the folder of its files."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="ray_"))  # a test's own has too long a name for sockets
     address = f"127.0.0.1:{free_port()}"
     inherited = {k: v for k, v in environment().items() if not k.startswith("RAY_AUTH_")}
     arguments = ["--head", "--block", "--node-ip-address=127.0.0.1", f"--port={address.partition(':')[2]}"]
@@ -39,7 +42,7 @@ def ray_head(folder, **variables):
         "--disable-usage-stats",
         f"--temp-dir={folder}",
     ]
-    with open(f"{folder}.log", "w") as log:
+    with open(folder / "log", "w") as log:
         started = subprocess.Popen(
             [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments],
             env=inherited | variables,
@@ -52,12 +55,13 @@ def ray_head(folder, **variables):
         while "Ray runtime started" not in pathlib.Path(log.name).read_text():
             assert time.monotonic() < deadline and started.poll() is None, pathlib.Path(log.name).read_text()
             time.sleep(0.1)
-        yield address, started.pid
+        yield address, started.pid, folder
     finally:
         for number in of_session(started.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
         started.wait()
+        shutil.rmtree(folder)
 
 
 def refusal(address):
@@ -113,7 +117,7 @@ def test_what_does_not_turn_a_stranger_away_is_not_joined(monkeypatch, code, err
 def test_a_run_on_a_running_cluster_tells_its_token_nobody_and_leaves_nothing_when_it_is_killed(tmp_path):
     token = secrets.token_hex(32)
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-    with ray_head(tmp_path / "ray", **secret) as (address, session):
+    with ray_head(**secret) as (address, session, folder):
         changes = {"cluster.address": address, "run.total_steps": 1000, "checkpoint.every_steps": 1}
         with Command(*flags(tmp_path / "run", **changes), **secret) as command:
             command.wait_for("step 2/")
@@ -122,12 +126,12 @@ def test_a_run_on_a_running_cluster_tells_its_token_nobody_and_leaves_nothing_wh
             assert all(token not in line for line in lines)
             command.send(signal.SIGKILL)
             assert gone(command.pid) and gone(session, ["ray::Host"])
-    assert holding(token, tmp_path) == []
+        assert holding(token, tmp_path) == [] and holding(token, folder) == []
 
 
 @pytest.mark.slow
 def test_a_running_cluster_that_lets_everybody_in_is_refused(tmp_path):
-    with ray_head(tmp_path / "ray", RAY_AUTH_MODE="disabled") as (address, _):
+    with ray_head(RAY_AUTH_MODE="disabled") as (address, _, _):
         secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         with Command(*flags(tmp_path / "run", **{"cluster.address": address}), **secret) as command:
             ended = command.end()

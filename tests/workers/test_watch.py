@@ -7,7 +7,7 @@ import pytest
 
 from jaxflow.workers import watch as watch_module
 from jaxflow.workers.future import CallList, PendingCall
-from jaxflow.workers.protocol import RoleError, RoleRefusal, WorkerLost
+from jaxflow.workers.protocol import InputLost, RoleError, RoleRefusal, WorkerLost
 from jaxflow.workers.watch import Watch
 
 HEARTBEAT, STAGE = 8.0, 20.0
@@ -131,6 +131,14 @@ def test_a_call_over_its_time_is_lost_with_the_process_that_has_not_answered(sce
     assert stacks.count("in sleep") == 4 and "=== pool judges, process 0 (pid 40)\n" in stacks
 
 
+def test_a_call_over_its_time_in_all_its_processes_names_them_all(scene):
+    call(scene, "policy", "generate")
+    with pytest.raises(
+        WorkerLost, match=r"process 0 \(pid 40\) and pool policy, process 1 \(pid 41\): over its"
+    ):
+        scene.look_for(STAGE + 1)
+
+
 def test_a_silent_process_is_lost_after_the_timeout_and_named_with_what_its_pool_was_at(scene):
     call(scene, "policy", "generate")
     scene.look_for(HEARTBEAT)
@@ -186,13 +194,21 @@ def test_a_broken_collective_that_nothing_explains_is_told_as_it_is(scene, clock
     assert clock.now - before < 5
 
 
-def test_what_fails_first_is_told_and_not_the_calls_that_wait_for_it(scene):
+def test_a_process_that_ends_is_told_with_what_it_was_at_and_not_what_was_to_come(scene):
+    done, at_work, to_come = (call(scene, "judges", method) for method in ("score", "values", "update"))
+    for record in (*done.records, at_work.records[1]):
+        record.come()
+    to_come.records[0].come(GONE)
+    with pytest.raises(WorkerLost, match=r"role\.values failed in pool judges, process 0 .* stage_of_values"):
+        scene.watch.fetch([to_come.records[0]])
+
+
+def test_what_fails_first_is_told_and_not_the_calls_that_wait_for_it(scene, clock):
     first = call(scene, "policy", "generate")
     second = call(scene, "judges", "score", first)
     for record in second.records:
-        record.come(GONE)  # its input will never come
-    first.records[0].come()
-    first.records[1].come(GONE)
+        record.come(InputLost("pool", "call", "a process", "an input was lost", "trace"))
+    clock.sleep = lambda seconds: first.records[1].come(GONE)
     with pytest.raises(WorkerLost, match=r"role\.generate failed in pool policy, process 1"):
         scene.watch.fetch([second.records[0]])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from jaxflow.workers.transfer import cut_at
 from jaxflow.workers.watch import Watch, WatchedPool
 from jaxflow.workers.world import World, join
 
+_PEERS_SECONDS = 2.0  # by which the processes of a group end the same call
 # Roles that live before the algorithm's own do, each where the role that it teaches will.
 _TEACHERS = {"student": "actor", "verifier": "reward"}
 
@@ -85,8 +87,19 @@ class Workers:
         return calls
 
     def settled(self, seconds: float) -> bool:
-        """Wait until all calls have ended, well or badly; return whether they did in that time."""
-        return self._settle([record for call in self.calls.unfinished for record in call.records], seconds)
+        """Wait until all calls have ended, well or badly; return whether they did in that time.
+
+        A call that ended in one process and not in its peers waits in a collective that will never be whole.
+        """
+        deadline = time.monotonic() + seconds
+        for call in self.calls.unfinished:
+            if self._settle(call.records, min(_PEERS_SECONDS, max(0.0, deadline - time.monotonic()))):
+                continue
+            if any(self._settle([record], 0.0) for record in call.records):
+                return False
+            if not self._settle(call.records, max(0.0, deadline - time.monotonic())):
+                return False
+        return True
 
     def any_succeeded(self, method: str) -> bool:
         """Return whether a pending call of this method ended without an exception; waits for those calls."""

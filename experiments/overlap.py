@@ -156,10 +156,7 @@ class Split:
         job, self._workers = prepare(config), workers
         with Console(config.run.total_steps, live=False, file=sys.stderr) as console:
             beginning = WarmStart(
-                config,
-                job.derived,
-                job.source,
-                job.tokenizer,
+                job,
                 RunDirectory(workdir, config.checkpoint.keep),
                 workers,
                 console,

@@ -6,17 +6,13 @@ Knows no algorithm (a dataflow function is one step), no model and no Ray. Uses 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from jaxflow.batch_algebra import Derived
-from jaxflow.config import Config
 from jaxflow.data.batches import PromptBatches, fixed_batch
-from jaxflow.data.source import Source
-from jaxflow.data.tokenizer import Tokenizer
 from jaxflow.dataflow import load_dataflow
 from jaxflow.engine.batching import LENGTH_UNIT
+from jaxflow.job import Job
 from jaxflow.run_directory import Checkpoint, RunDirectory
 from jaxflow.stop import Stop
 from jaxflow.tracking.console import Console
@@ -34,16 +30,6 @@ _SETTLE_SECONDS = (
     10.0  # that the calls around a failed one have to end; one in a broken collective never does
 )
 _SPANS_KEPT = 9  # last steps of which one is drawn in the summary
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What a run is made of once its config is checked and its data read."""
-
-    config: Config
-    derived: Derived
-    tokenizer: Tokenizer
-    source: Source
 
 
 class Controller:
@@ -128,17 +114,8 @@ class Controller:
 
     def _begin(self, checkpoint: Checkpoint | None) -> int | None:
         """Bring every role to its first or its saved state; return the steps done, None if stopped before."""
-        job = self._job
         warm_start = WarmStart(
-            self._config,
-            job.derived,
-            job.source,
-            job.tokenizer,
-            self._directory,
-            self._workers,
-            self._console,
-            self._stop,
-            self._note_first,
+            self._job, self._directory, self._workers, self._console, self._stop, self._note_first
         )
         beginning = warm_start.run()
         if beginning is None:

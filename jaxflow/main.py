@@ -35,8 +35,8 @@ from jaxflow.config import (
     to_json,
 )
 from jaxflow.config_checks import check
-from jaxflow.controller import Job
 from jaxflow.data.source import load_source, load_tokenizer
+from jaxflow.job import Job
 from jaxflow.rewards.function import load_reward_function
 from jaxflow.run_directory import Checkpoint, RunDirectory
 from jaxflow.stop import Stop, Stopped

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import traceback
 
-from jaxflow.controller import Controller, Job
+from jaxflow.controller import Controller
+from jaxflow.job import Job
 from jaxflow.run_directory import Checkpoint, RunDirectory
 from jaxflow.stop import Stop
 from jaxflow.tracking.console import Console

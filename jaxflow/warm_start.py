@@ -11,12 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from jaxflow.batch_algebra import Derived
-from jaxflow.config import Config
 from jaxflow.data.batches import DemonstrationBatches, JudgementBatches
-from jaxflow.data.source import Source
-from jaxflow.data.tokenizer import Tokenizer
 from jaxflow.dataflow.sft import sft
+from jaxflow.job import Job
 from jaxflow.run_directory import RunDirectory
 from jaxflow.stop import Stop
 from jaxflow.tracking.console import Console
@@ -41,17 +38,14 @@ class WarmStart:
 
     def __init__(
         self,
-        config: Config,
-        derived: Derived,
-        source: Source,
-        tokenizer: Tokenizer,
+        job: Job,
         directory: RunDirectory,
         workers: Workers,
         console: Console,
         stop: Stop,
         note_first: Callable[[str], None],
     ):
-        self._config, self._derived, self._source, self._tokenizer = config, derived, source, tokenizer
+        self._job, self._config = job, job.config
         self._directory, self._workers, self._console, self._stop = directory, workers, console, stop
         self._note_first = note_first
 
@@ -99,7 +93,7 @@ class WarmStart:
 
     def _begin_verifier(self, verifier: WorkerGroup, actor: Path) -> Future[object]:
         """Start from the policy where the shapes agree: what it expects to be written tells a wrong token."""
-        if self._derived.reward_model.same_backbone(self._derived.actor_model):
+        if self._job.derived.reward_model.same_backbone(self._job.derived.actor_model):
             return verifier.load_backbone(str(actor))
         return verifier.create()
 
@@ -110,22 +104,30 @@ class WarmStart:
 
     def _demonstrated(self, student: WorkerGroup) -> Iterator[list[Future[Metrics]]]:
         """Imitate the task's own solutions, a step at each turn."""
-        settings, source = self._config.warm_start, self._source
+        settings, source = self._config.warm_start, self._job.source
         if settings.steps == 0 or source.solution is None:
             return
         batches = DemonstrationBatches(
-            source.train, source.solution, self._tokenizer, settings.sequences_per_step, self._config.run.seed
+            source.train,
+            source.solution,
+            self._job.tokenizer,
+            settings.sequences_per_step,
+            self._config.run.seed,
         )
         for step in range(settings.steps):
             yield sft(student, batches.at(step))
 
     def _judged(self, verifier: WorkerGroup) -> Iterator[list[Future[Metrics]]]:
         """Learn to tell the task's solutions from wrong answers, a step at each turn."""
-        settings, source = self._config.warm_start, self._source
+        settings, source = self._config.warm_start, self._job.source
         if settings.reward_steps == 0 or source.solution is None:
             return
         batches = JudgementBatches(
-            source.train, source.solution, self._tokenizer, settings.sequences_per_step, self._config.run.seed
+            source.train,
+            source.solution,
+            self._job.tokenizer,
+            settings.sequences_per_step,
+            self._config.run.seed,
         )
         for step in range(settings.reward_steps):
             yield [verifier.learn(batches.at(step))]

@@ -59,6 +59,7 @@ ALLOWED = {
         "engine.optimizer",
         "models.decoder_config",
     },
+    "job": {"config", "batch_algebra", "data"},
     "mapping": {"types", "config", "batch_algebra", "models", "engine"},
 }
 # The top floor joins the rooms; nothing imports it from below.

@@ -16,7 +16,7 @@ from jaxflow.types import UserError
 
 
 def load_from_file(place: str, key: str, kind: str) -> object:
-    """Return what "path.py:name" names; a file runs once in a process, however often it is asked for.
+    """Return what "path.py:name" names; a file runs once in a process, again only when it has been edited.
 
     Args:
       place: file and name, as the config gives them.
@@ -41,9 +41,10 @@ def load_from_file(place: str, key: str, kind: str) -> object:
 
 def _run(path: pathlib.Path, kind: str) -> Mapping[str, object]:
     """Run a Python file as a module and give its names."""
-    # The same in every process, so that what one of them makes of the file's classes another understands; and
-    # of the whole path, so that two files of one name do not meet.
-    module_name = f"jaxflow_user_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
+    # The same in every process, so that what one of them makes of the file's classes another understands; of the
+    # whole path, so that two files of one name do not meet; and of what it says.
+    identity = zlib.crc32(path.read_bytes(), zlib.crc32(str(path.resolve()).encode()))
+    module_name = f"jaxflow_user_{path.stem}_{identity:08x}"
     if module_name in sys.modules:
         return vars(sys.modules[module_name])
     spec = util.spec_from_file_location(module_name, path)

@@ -290,9 +290,10 @@ def test_a_failure_is_one_line_with_its_trace_in_the_workdir(command, tmp_path, 
     monkeypatch.setattr("jaxflow.workers.model_free_roles.score_rows", broken)
     code, out, err = command(*flags(tmp_path, **{"cluster.launcher": "inprocess"}))
     assert code == 1 and "Traceback" not in out + err
-    message, place = err.splitlines()
+    message, again, place = err.splitlines()
     assert message.startswith("error: reward.judge_validation failed in pool main, process ")
     assert message.endswith(": ZeroDivisionError: no rows") and str(tmp_path / "error.log") in place
+    assert again == "it came again after a restart"
     assert "in broken" in (tmp_path / "error.log").read_text()
 
 

@@ -58,14 +58,8 @@ def colocated(tmp_path_factory):
     return rows(workdir)
 
 
-@pytest.mark.parametrize(
-    ("name", "parts"),
-    [
-        ("split", 2),
-        pytest.param("stand-alone", 2, marks=pytest.mark.slow),
-        pytest.param("estimator alone", 1, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "parts"), [("split", 2), ("stand-alone", 2), ("estimator alone", 1)])
 def test_every_placement_gives_the_colocated_runs_metrics(colocated, tmp_path, name, parts):
     assert run_here(tmp_path, pools=PLACEMENTS[name], **MODEL, **{"rollout.parts": parts})[0] == 0
     assert differences(rows(tmp_path), colocated) == {}

@@ -150,6 +150,7 @@ def judged(reward, rows, judgements):
     return reward.score(rollout, fixed_batch(asked, 1, step=0)).scores
 
 
+@pytest.mark.slow
 def test_what_a_verifier_learns_its_reward_model_says(tmp_path):
     verifier, reward = Verifier(*setting(), PLACE), RewardModel(*setting(), PLACE)
     verifier.create()

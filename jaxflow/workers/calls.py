@@ -42,9 +42,7 @@ class CallHeader:
     role: str
     method: str
     arguments: tuple[Plain | Given | Joined, ...]
-    outputs: (
-        tuple[range, ...] | None
-    )  # local rows of the result, each run returned apart; None: the whole value
+    outputs: tuple[range, ...] | None  # local rows of the result, each run apart; None: the whole value
     own: tuple[range, ...]  # local rows that no process before this one has: those whose tokens it counts
 
     @property
@@ -72,27 +70,28 @@ class Share:
         raise ValueError(f"rows {rows} are collected from a process that is given {self.given}")
 
 
-def shares_of(method: Exposed, grid: Grid, part: range, cuts: Sequence[int]) -> list[Share]:
+@dataclasses.dataclass(frozen=True)
+class CallPlan:
+    """A call of some rows, as every process of the group takes part in it."""
+
+    shares: tuple[Share, ...]  # one per process
+    returns_rows: bool  # the result is a batch
+    givers: tuple[int, ...]  # where it is none: the processes whose values it is
+
+
+def plan_call(method: Exposed, grid: Grid, part: range, cuts: Sequence[int]) -> CallPlan:
     """Work out who gets and gives which rows of `part`; `cuts` are the rows of the batch where pieces end."""
     given = [_shifted(ranges, part.start) for ranges in method.protocol.distribute(grid, len(part))]
     collected = method.protocol.collect(grid, len(part))
     if not isinstance(collected, RowsOf):
+        givers = collected.processes[:1] if method.replicated else collected.processes
         first = collected.processes[0]
-        return [Share(ranges, ranges if i == first else (), ()) for i, ranges in enumerate(given)]
+        shares = tuple(Share(ranges, ranges if i == first else (), ()) for i, ranges in enumerate(given))
+        return CallPlan(shares, False, givers)
     own = [_shifted(ranges, part.start) for ranges in collected.shares]
     pieces = [() if method.replicated else _cut(ranges, cuts) for ranges in own]
-    return [Share(*share) for share in zip(given, own, pieces, strict=True)]
-
-
-def returns_rows(method: Exposed, grid: Grid) -> bool:
-    """Return whether the result of a method is a batch."""
-    return not method.replicated and isinstance(method.protocol.collect(grid, 0), RowsOf)
-
-
-def value_givers(method: Exposed, grid: Grid) -> frozenset[int]:
-    """Return the processes whose values are the result of a method whose result is no batch."""
-    collected = method.protocol.collect(grid, 0)
-    return frozenset(range(grid.processes) if isinstance(collected, RowsOf) else collected.processes)
+    shares = tuple(Share(*share) for share in zip(given, own, pieces, strict=True))
+    return CallPlan(shares, not method.replicated, (0,))
 
 
 def arguments_of(

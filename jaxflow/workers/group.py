@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from jaxflow.workers.calls import CallHeader, arguments_of, returns_rows, shares_of, value_givers
+from jaxflow.workers.calls import CallHeader, CallPlan, arguments_of, plan_call
 from jaxflow.workers.future import CallList, Fetch, PendingCall, Piece, RowsFuture, ValuesFuture
 from jaxflow.workers.protocol import Exposed, exposed_methods
 from jaxflow.workers.row_values import byte_count, is_rows
@@ -57,9 +57,7 @@ class Exchange:
     calls: CallList
     fetch: Fetch
     put: Callable[[Any], RowsFuture]  # the controller's own rows into the store, in pieces
-    cuts: Callable[
-        [int], Sequence[int]
-    ]  # rows of a batch -> where its pieces end, for all who may ask for rows
+    cuts: Callable[[int], Sequence[int]]  # rows of a batch -> where its pieces end, whoever asks for some
     parts: int  # calls that a batch goes through, where a method allows it
     traffic: Traffic
 
@@ -71,6 +69,7 @@ class WorkerGroup:
         self.role = role
         self._transport, self._exchange = transport, exchange
         self.methods = exposed_methods(role_class)
+        self._plans: dict[tuple[str, int], list[CallPlan]] = {}
         transport.place(role)
         for name, method in self.methods.items():
             self.__dict__[name] = functools.partial(self._call, name, method)
@@ -85,50 +84,51 @@ class WorkerGroup:
         if len(sizes) > 1:
             raise ValueError(f"{self.role}.{name} was given batches of {sorted(sizes)} rows; they must agree")
         rows = max(sizes, default=0)
-        count = max(1, min(self._exchange.parts, rows)) if method.by_parts else 1
-        edges = [rows * part // count for part in range(count + 1)]
-        parts = [range(start, stop) for start, stop in itertools.pairwise(edges)]
-        made = [self._submit(name, method, given, part, rows) for part in parts]
+        plans = self._plans_of(name, method, rows)
+        made = [self._submit(name, method, given, plan) for plan in plans]
         calls = tuple(call for call, _, _ in made)
-        if returns_rows(method, self._transport.grid):
+        if plans[0].returns_rows:
             pieces = sorted((p for _, pieces, _ in made for p in pieces), key=lambda piece: piece.start)
             return RowsFuture(tuple(pieces), calls, self._exchange.fetch)
-        handles = made[0][2]
-        return ValuesFuture(
-            handles[:1] if method.replicated else handles, method.replicated, calls, self._exchange.fetch
-        )
+        return ValuesFuture(made[0][2], method.replicated, calls, self._exchange.fetch)
+
+    def _plans_of(self, name: str, method: Exposed, rows: int) -> list[CallPlan]:
+        """Return the plan of each part that a call of so many rows goes through in; the same at every step."""
+        if (name, rows) not in self._plans:
+            count = max(1, min(self._exchange.parts, rows)) if method.by_parts else 1
+            edges = [rows * part // count for part in range(count + 1)]
+            self._plans[name, rows] = [
+                plan_call(method, self._transport.grid, range(start, stop), self._exchange.cuts(rows))
+                for start, stop in itertools.pairwise(edges)
+            ]
+        return self._plans[name, rows]
 
     def _submit(
-        self, name: str, method: Exposed, arguments: tuple[Any, ...], part: range, rows: int
+        self, name: str, method: Exposed, arguments: tuple[Any, ...], plan: CallPlan
     ) -> tuple[PendingCall, list[Piece], tuple[Any, ...]]:
-        """Call every process with its rows of `part`; return the call, the pieces or the values it makes."""
-        exchange = self._exchange
-        shares = shares_of(method, self._transport.grid, part, exchange.cuts(rows))
-        batch, givers = returns_rows(method, self._transport.grid), value_givers(method, self._transport.grid)
-        pieces, values, records = [], [], []
-        for process, share in enumerate(shares):
+        """Call every process with its rows; return the call, the pieces or the values it makes."""
+        exchange, pieces, values, records = self._exchange, [], [], []
+        for process, share in enumerate(plan.shares):
             sent, handles = arguments_of(arguments, share, process)
             header = CallHeader(
                 role=self.role,
                 method=name,
                 arguments=sent,
-                outputs=tuple(map(share.local, share.pieces)) if batch else None,
+                outputs=tuple(map(share.local, share.pieces)) if plan.returns_rows else None,
                 own=tuple(map(share.local, share.own)),
             )
             exchange.traffic.sent += byte_count(header)
             results, record = self._transport.submit(process, header, handles)
             records.append(record)
-            if batch:
+            values.append(results)
+            if plan.returns_rows:
                 made = zip(share.pieces, results, strict=True)
                 pieces += [Piece(run.start, run.stop, handle) for run, handle in made]
-            elif process in givers:
-                values.append(results[0])
-        inputs = tuple(
-            call for a in arguments if isinstance(a, RowsFuture | ValuesFuture) for call in a.calls
-        )
+        inputs = tuple(c for a in arguments if isinstance(a, RowsFuture | ValuesFuture) for c in a.calls)
         call = PendingCall(self._transport.pool, self.role, name, method.stage, inputs, tuple(records))
         exchange.calls.add(call)
-        return call, pieces, tuple(values)
+        given = () if plan.returns_rows else tuple(values[process][0] for process in plan.givers)
+        return call, pieces, given
 
 
 def _is_held(argument: Any) -> bool:

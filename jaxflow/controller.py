@@ -26,9 +26,8 @@ from jaxflow.workers.group import WorkerGroup
 from jaxflow.workers.launch import Workers
 from jaxflow.workers.protocol import RoleError, WorkerLost
 
-_SETTLE_SECONDS = (
-    10.0  # that the calls around a failed one have to end; one in a broken collective never does
-)
+# That the calls around a failed one have to end; one in a broken collective never does.
+_SETTLE_SECONDS = 10.0
 _SPANS_KEPT = 9  # last steps of which one is drawn in the summary
 
 

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from jaxflow.data.batches import DemonstrationBatches, JudgementBatches
 from jaxflow.dataflow.sft import sft
@@ -70,13 +71,14 @@ class WarmStart:
 
     def _teach(self, staged: Path) -> dict[str, float] | None:
         """Write the weights that are not given; return what there is to say, None if a signal cut it short."""
-        config = self._config
+        config, settings = self._config, self._config.warm_start
         actor, metrics = Path(config.actor.weights), {}
         if not config.actor.weights:
             actor = staged / "actor"
             student = self._workers.group("student")
             student.create().result()
-            told = self._taught(student, self._demonstrated(student), "sft/loss", "warm_start")
+            lessons = self._lessons(DemonstrationBatches, settings.steps, lambda batch: sft(student, batch))
+            told = self._taught(student, lessons, "sft/loss", "warm_start")
             if told is None:
                 return None
             self._leave(student, actor)
@@ -84,7 +86,10 @@ class WarmStart:
         if config.reward.kind == "model" and not config.reward.weights:
             verifier = self._workers.group("verifier")
             self._begin_verifier(verifier, actor).result()
-            told = self._taught(verifier, self._judged(verifier), "verifier/loss", "reward_warm_start")
+            lessons = self._lessons(
+                JudgementBatches, settings.reward_steps, lambda batch: [verifier.learn(batch)]
+            )
+            told = self._taught(verifier, lessons, "verifier/loss", "reward_warm_start")
             if told is None:
                 return None
             self._leave(verifier, staged / "reward")
@@ -102,35 +107,20 @@ class WarmStart:
         self._workers.collect()
         teacher.release()
 
-    def _demonstrated(self, student: WorkerGroup) -> Iterator[list[Future[Metrics]]]:
-        """Imitate the task's own solutions, a step at each turn."""
-        settings, source = self._config.warm_start, self._job.source
-        if settings.steps == 0 or source.solution is None:
+    def _lessons(
+        self,
+        kind: type[DemonstrationBatches] | type[JudgementBatches],
+        steps: int,
+        learn: Callable[[Any], list[Future[Metrics]]],
+    ) -> Iterator[list[Future[Metrics]]]:
+        """Learn from the task's own solutions, a step at each turn; nothing where there are none."""
+        source, sequences = self._job.source, self._config.warm_start.sequences_per_step
+        if steps == 0 or source.solution is None:
             return
-        batches = DemonstrationBatches(
-            source.train,
-            source.solution,
-            self._job.tokenizer,
-            settings.sequences_per_step,
-            self._config.run.seed,
-        )
-        for step in range(settings.steps):
-            yield sft(student, batches.at(step))
-
-    def _judged(self, verifier: WorkerGroup) -> Iterator[list[Future[Metrics]]]:
-        """Learn to tell the task's solutions from wrong answers, a step at each turn."""
-        settings, source = self._config.warm_start, self._job.source
-        if settings.reward_steps == 0 or source.solution is None:
-            return
-        batches = JudgementBatches(
-            source.train,
-            source.solution,
-            self._job.tokenizer,
-            settings.sequences_per_step,
-            self._config.run.seed,
-        )
-        for step in range(settings.reward_steps):
-            yield [verifier.learn(batches.at(step))]
+        seed = self._config.run.seed
+        batches = kind(source.train, source.solution, self._job.tokenizer, sequences, seed)
+        for step in range(steps):
+            yield learn(batches.at(step))
 
     def _taught(
         self, teacher: WorkerGroup, steps: Iterator[list[Future[Metrics]]], loss: str, stage: str

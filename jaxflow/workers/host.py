@@ -52,9 +52,7 @@ class Host:
     def use(self, devices: Sequence[jax.Device]) -> None:
         """Lay the pool's mesh over these devices, in their order."""
         sizes = self._pool.mesh
-        self._place = Place(
-            make_mesh(sizes.data, sizes.fsdp, sizes.tensor * sizes.micro, sizes.tensor, devices)
-        )
+        self._place = Place(make_mesh(sizes.data, sizes.fsdp, sizes.training_tensor, sizes.tensor, devices))
 
     def ping(self) -> None:
         """Answer: the process is there and its interpreter runs."""

@@ -37,8 +37,8 @@ class Reward:
         self._config = config.reward
         self._rows = self._split(place)
         self._tokenizer = load_tokenizer(config.data.task, config.data.tokenizer)
-        place = config.reward.function
-        self._function = load_reward_function(place) if place else exact_match
+        function = config.reward.function
+        self._function = load_reward_function(function) if function else exact_match
 
     def _split(self, place: Place) -> Rows:
         """Return how rows are cut between the processes: a function of text works on each device's own."""

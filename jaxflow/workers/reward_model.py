@@ -13,18 +13,17 @@ import numpy as np
 
 from jaxflow.algorithms.verifier import VerifierLoss, last_value
 from jaxflow.batch_algebra import Derived
-from jaxflow.config import Config, OptimizerConfig
+from jaxflow.config import Config
 from jaxflow.engine.rows import Rows
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import training_layout
 from jaxflow.engine.state import restore_weights
-from jaxflow.engine.train import Trainer
 from jaxflow.models.transformer import Params, ScalarModel, describe
 from jaxflow.types import Judgements, Metrics, Prompts, Rollout, Sample, Scores
 from jaxflow.workers.model_free_roles import Reward
 from jaxflow.workers.place import Place
 from jaxflow.workers.protocol import exposed
-from jaxflow.workers.trained import TrainedModel, optimizer_of
+from jaxflow.workers.trained import taught
 from jaxflow.workers.transfer import ONE_TO_ALL, THREE_D_PROTO
 
 # Beside the streams of the other roles' weights (workers/roles.py).
@@ -47,22 +46,11 @@ class Verifier:
     """The reward model before reinforcement learning: learns which answers are right, then hands its weights on."""
 
     def __init__(self, config: Config, derived: Derived, place: Place):
-        warm_start = config.warm_start
-        optimizer = OptimizerConfig(learning_rate=warm_start.reward_learning_rate, schedule="constant")
-        self._sequences = warm_start.sequences_per_step
-        self._trained = TrainedModel(
-            Trainer(
-                describe(derived.reward_model, ScalarModel),
-                training_layout(place.mesh),
-                optimizer_of(optimizer, warm_start.reward_steps),
-                VerifierLoss(),
-                1.0,
-                config.actor.microbatch_tokens_per_device,
-            ),
-            optimizer.max_skipped_updates,
-            config.run.seed,
-            _VERIFIER_WEIGHTS,
-        )
+        settings, layout = config.warm_start, training_layout(place.mesh)
+        self._sequences = settings.sequences_per_step
+        model, loss = describe(derived.reward_model, ScalarModel), VerifierLoss()
+        rate, steps = settings.reward_learning_rate, settings.reward_steps
+        self._trained = taught(config, layout, model, loss, rate, steps, _VERIFIER_WEIGHTS)
 
     @exposed("load", ONE_TO_ALL)
     def create(self) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxflow.algorithms.losses import PolicyLoss, SupervisedLoss, ValueLoss
 from jaxflow.batch_algebra import Derived
-from jaxflow.config import Config, OptimizerConfig
+from jaxflow.config import Config
 from jaxflow.data.source import load_tokenizer
 from jaxflow.engine.generate import Generator
 from jaxflow.engine.sampling import Sampling
@@ -32,7 +32,7 @@ from jaxflow.types import (
 )
 from jaxflow.workers.place import Place
 from jaxflow.workers.protocol import exposed
-from jaxflow.workers.trained import TrainedModel, optimizer_of
+from jaxflow.workers.trained import TrainedModel, optimizer_of, taught
 from jaxflow.workers.transfer import ONE_TO_ALL, THREE_D_ALL_MICRO_DP, THREE_D_PROTO
 
 # Streams of randomness under the run's seed: what is drawn for one purpose never moves another.
@@ -177,22 +177,11 @@ class Student:
     """The policy before reinforcement learning: learns from demonstrations, then hands its weights on."""
 
     def __init__(self, config: Config, derived: Derived, place: Place):
-        warm_start = config.warm_start
-        optimizer = OptimizerConfig(learning_rate=warm_start.learning_rate, schedule="constant")
-        self._sequences = warm_start.sequences_per_step
-        self._trained = TrainedModel(
-            Trainer(
-                describe(derived.actor_model, LanguageModel),
-                training_layout(place.mesh),
-                optimizer_of(optimizer, warm_start.steps),
-                SupervisedLoss(),
-                1.0,
-                config.actor.microbatch_tokens_per_device,
-            ),
-            optimizer.max_skipped_updates,
-            config.run.seed,
-            _ACTOR_WEIGHTS,
-        )
+        settings, layout = config.warm_start, training_layout(place.mesh)
+        self._sequences = settings.sequences_per_step
+        model, loss = describe(derived.actor_model, LanguageModel), SupervisedLoss()
+        rate, steps = settings.learning_rate, settings.steps
+        self._trained = taught(config, layout, model, loss, rate, steps, _ACTOR_WEIGHTS)
 
     @exposed("load", ONE_TO_ALL)
     def create(self) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from jaxflow.config import OptimizerConfig
+from jaxflow.config import Config, OptimizerConfig
 from jaxflow.engine.optimizer import Optimizer
+from jaxflow.engine.sharding import Layout
 from jaxflow.engine.state import (
     TrainState,
     new_head,
@@ -20,8 +21,8 @@ from jaxflow.engine.state import (
     save_state,
     save_weights,
 )
-from jaxflow.engine.train import Trainer, TrainingBatch
-from jaxflow.models.transformer import Params
+from jaxflow.engine.train import Loss, Trainer, TrainingBatch
+from jaxflow.models.transformer import Model, Params
 from jaxflow.types import UserError
 
 
@@ -30,6 +31,16 @@ def optimizer_of(config: OptimizerConfig, total_updates: int) -> Optimizer:
     numbers = dataclasses.asdict(config)
     del numbers["max_skipped_updates"]
     return Optimizer(**numbers, total_updates=total_updates)
+
+
+def taught(
+    config: Config, layout: Layout, model: Model, loss: Loss, learning_rate: float, steps: int, stream: int
+) -> TrainedModel:
+    """Return a model that learns before the first reinforcement-learning step, at a constant rate."""
+    settings = OptimizerConfig(learning_rate=learning_rate, schedule="constant")
+    tokens_per_device = config.actor.microbatch_tokens_per_device
+    trainer = Trainer(model, layout, optimizer_of(settings, steps), loss, 1.0, tokens_per_device)
+    return TrainedModel(trainer, settings.max_skipped_updates, config.run.seed, stream)
 
 
 class TrainedModel:

@@ -42,10 +42,6 @@ class Derived:
     actor: UpdatePlan
     critic: UpdatePlan | None  # None where no pool has a critic: the algorithm needs none
 
-    def pool_of(self, role: str) -> str:
-        """Return the name of the pool that a role stands in; KeyError where it stands in none."""
-        return {placed: name for name, plan in self.pools.items() for placed in plan.roles}[role]
-
 
 def derive(config: Config, vocabulary_size: int) -> Derived:
     """Compute the batch algebra of a config that `check` accepts; the tokenizer gives `vocabulary_size`."""

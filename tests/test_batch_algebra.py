@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import pytest
 from good_config import config, split_config
 
 from jaxflow.batch_algebra import UpdatePlan, derive, describe
@@ -38,20 +37,10 @@ def test_each_role_is_planned_on_the_mesh_of_its_own_pool():
             ("critic", "reward", "estimator"), 1, 3, MeshSizes(data=3, fsdp=1, tensor=1, micro=1)
         ),
     }
-    assert [derived.pool_of(role) for role in ("actor", "critic", "estimator")] == [
-        "main",
-        "judges",
-        "judges",
-    ]
     # 96 rows of 32 tokens at 10 rows on each of 3 replicas; on the actor's 2 replicas it would be 5.
     assert derived.critic.microbatches_if_longest == 4
     assert derived.actor.microbatches_if_longest == 4
     assert derived.reward_model == DecoderConfig(vocabulary_size=100, layers=3)
-
-
-def test_a_role_that_stands_nowhere_has_no_pool():
-    with pytest.raises(KeyError):
-        derive(config(), 100).pool_of("cost")
 
 
 def test_an_algorithm_without_a_critic_has_no_plan_for_one():

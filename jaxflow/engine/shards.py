@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from jax.sharding import Sharding
 
@@ -129,13 +129,3 @@ class _Senders:
             self._sent[sender] += elements(extent)
             self._chosen[wanted] = sender
         return self._chosen[wanted]
-
-
-def messages(found: Sequence[Piece]) -> Mapping[tuple[Holder, str, int], tuple[Extent, ...]]:
-    """Return what leaves its process: (sender, pool, process) of the receiver -> boxes, each once."""
-    boxes: dict[tuple[Holder, str, int], dict[Extent, None]] = collections.defaultdict(dict)
-    for piece in found:
-        source, target = piece.source, piece.target
-        if (source.pool, source.process) != (target.pool, target.process):
-            boxes[source, target.pool, target.process][piece.extent] = None
-    return {key: tuple(extents) for key, extents in boxes.items()}

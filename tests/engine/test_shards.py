@@ -9,7 +9,6 @@ from jaxflow.engine.shards import (
     Holder,
     Shard,
     elements,
-    messages,
     overlap,
     pieces,
     received_elements,
@@ -103,17 +102,3 @@ def test_what_a_device_holds_it_takes_from_itself():
 def test_replicas_share_the_sending():
     sources, targets = pools(jax.P(), jax.P(("fsdp", "tensor", "micro")), per_process=1)
     assert len({piece.source for piece in pieces(sources, targets)}) == 8
-
-
-def test_a_box_goes_to_another_process_once_however_many_of_its_devices_want_it():
-    sources, targets = pools(jax.P(("tensor", "micro")), jax.P(), per_process=4)
-    sent = messages(pieces(sources, targets))
-    for process in (0, 1):
-        boxes = [box for (_, _, to), several in sent.items() if to == process for box in several]
-        assert sum(map(elements, boxes)) == SHAPE[0] * SHAPE[1], "the array once, not once per device"
-    assert max(sum(map(elements, boxes)) for boxes in sent.values()) < SHAPE[0] * SHAPE[1]
-
-
-def test_nothing_is_sent_inside_a_process():
-    shards = shards_of("", SHAPE, sharding(SPECS[1]))
-    assert messages(pieces(shards, shards_of("", SHAPE, sharding(SPECS[4])))) == {}

@@ -1,6 +1,6 @@
 """What a config amounts to: prompts → sequences → mini-batches → micro-batches → updates, on which pools.
 
-Pure arithmetic on a config that `config_checks.check` accepts. Knows no device, file or tokenizer.
+Pure arithmetic on a config that `checks.check` accepts. Knows no device, file or tokenizer.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxflow import batch_algebra
+from jaxflow.checks import check
 from jaxflow.config import (
     Config,
     difference,
@@ -34,7 +35,6 @@ from jaxflow.config import (
     override,
     to_json,
 )
-from jaxflow.config_checks import check
 from jaxflow.data.source import load_source, load_tokenizer
 from jaxflow.job import Job
 from jaxflow.rewards.function import load_reward_function

@@ -1,6 +1,6 @@
 """Which role lives in which pool, in which layouts, in how many bytes. Arithmetic on a config.
 
-Knows no device and no process, and no algorithm: which roles there must be is checked in `config_checks`.
+Knows no device and no process, and no algorithm: which roles there must be is checked in `checks`.
 """
 
 from __future__ import annotations

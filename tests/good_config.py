@@ -2,8 +2,8 @@
 
 import pytest
 
+from jaxflow.checks import check
 from jaxflow.config import Config, from_json
-from jaxflow.config_checks import check
 from jaxflow.types import UserError
 
 ROLES = ["actor", "critic", "reference", "reward", "estimator"]

@@ -6,8 +6,8 @@ import runpy
 import pytest
 
 from jaxflow.batch_algebra import derive, describe
+from jaxflow.checks import check
 from jaxflow.config import Config, from_config_dict
-from jaxflow.config_checks import check
 from jaxflow.data.source import load_tokenizer
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"

@@ -36,26 +36,19 @@ ALLOWED = {
     "run_directory": {"types"},
     "stop": set(),
     "user_code": {"types"},
-    "config": {"types", "config_tree", "models.decoder_config"},
-    "config_tree": set(),
+    "config": {"types", "models.decoder_config"},
     "placement": {"config", "models.decoder_config"},
     "batch_algebra": {"types", "config", "placement", "engine.batching", "models.decoder_config"},
-    "placement_checks": {
+    "checks": {
+        "types",
         "config",
         "placement",
         "batch_algebra",
-        "engine.layout_rules",
-        "models.decoder_config",
-    },
-    "config_checks": {
-        "types",
-        "config",
-        "batch_algebra",
-        "placement_checks",
         "algorithms",
         "data.tasks",
         "dataflow",
         "engine.batching",
+        "engine.layout_rules",
         "engine.optimizer",
         "models.decoder_config",
     },
@@ -71,7 +64,7 @@ for floor in TOP:
 PLACES = {
     "ray": ("jaxflow/workers/",),
     "orbax": ("jaxflow/engine/checkpoint.py",),
-    "ml_collections": ("jaxflow/config.py", "jaxflow/main.py", "configs/", "tests/"),
+    "ml_collections": ("jaxflow/config/reading.py", "jaxflow/main.py", "configs/", "tests/"),
     **dict.fromkeys(("pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"), ()),
     **dict.fromkeys(("torch", "tensorflow", "clu"), ("tests/", "experiments/")),
 }
@@ -179,7 +172,7 @@ def test_nothing_below_imports_the_top_floor():
         ),
         ("jaxflow/data/prompts.py", "from jaxflow.rewards import scoring", "imports jaxflow.rewards.scoring"),
         (
-            "jaxflow/config.py",
+            "jaxflow/config/schema.py",
             "from jaxflow.models.transformer import Decoder",
             "imports jaxflow.models.transformer",
         ),

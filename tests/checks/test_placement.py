@@ -3,7 +3,7 @@
 import pytest
 from good_config import ROLES, config, problems, split_config
 
-from jaxflow.config_checks import check
+from jaxflow.checks import check
 
 MODEL_REWARD = {"reward__kind": "model", "warm_start__reward_steps": 1}
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from jaxflow.config_tree import key_paths, keys_in, leaves, read_group, unknown_key, unknown_keys
+from jaxflow.config.tree import key_paths, keys_in, leaves, read_group, unknown_key, unknown_keys
 
 
 @dataclasses.dataclass(frozen=True)

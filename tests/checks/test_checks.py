@@ -5,8 +5,8 @@ import json
 import pytest
 from good_config import GOOD, config, problems, split_config
 
+from jaxflow.checks import check
 from jaxflow.config import Config
-from jaxflow.config_checks import check
 
 
 def test_the_defaults_contradict_nothing():

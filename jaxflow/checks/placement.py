@@ -1,6 +1,6 @@
 """What in a placement cannot be: roles without a pool, meshes that do not fit, weights and rows that do not split.
 
-Knows pools, models and sizes of batches. `config_checks` asks it and adds everything else about a config.
+Knows pools, models and sizes of batches. The package asks it and adds everything else about a config.
 """
 
 from __future__ import annotations

@@ -1,0 +1,44 @@
+"""What in a config cannot be: every contradiction found at once, before a device is touched.
+
+Knows the whole config and whether files exist. Opens no file but that of an algorithm of the user's, builds no mesh,
+loads no tokenizer.
+"""
+
+from __future__ import annotations
+
+from jaxflow.checks.cluster import address_problems
+from jaxflow.checks.learning import cast_problems, rule_problems, token_problems
+from jaxflow.checks.material import file_problems, reward_problems, task_problems
+from jaxflow.checks.models import model_problems, models
+from jaxflow.checks.placement import mesh_problems, row_problems, sharding_problems
+from jaxflow.checks.values import countable, out_of_range, wrong_names
+from jaxflow.config import Config, refuse
+
+__all__ = ["check"]
+
+
+def check(config: Config, vocabulary_size: int | None, devices_available: int | None) -> None:
+    """Refuse a config that contradicts itself, its files or the machine.
+
+    `vocabulary_size` is the tokenizer's and `devices_available` the machine's; None where not known (yet).
+    Raises `UserError` with every problem found: what, where, how to mend it.
+    """
+    problems = [
+        *wrong_names(config),
+        *out_of_range(config),
+        *file_problems(config),
+        *task_problems(config),
+        *reward_problems(config),
+        *address_problems(config),
+        *cast_problems(config),
+        *mesh_problems(config, devices_available),
+    ]
+    # Sizes below one are reported above; nothing can be divided by them.
+    if countable(config):
+        for path, model in models(config):
+            problems += model_problems(path, model, vocabulary_size)
+        problems += sharding_problems(config, vocabulary_size)
+        problems += row_problems(config)
+        problems += token_problems(config)
+        problems += rule_problems(config)
+    refuse("the config", problems)

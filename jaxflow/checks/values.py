@@ -1,0 +1,168 @@
+"""What single keys may hold: choices and ranges. Knows no relation between keys.
+
+A new key with limits gets its line here; what several keys say together is checked beside the room they are of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+from jaxflow.algorithms.aggregate import AGGREGATIONS
+from jaxflow.algorithms.kl import KL_ESTIMATORS
+from jaxflow.config import Config, flatten
+from jaxflow.data.tasks import TASKS
+from jaxflow.engine.optimizer import SCHEDULES
+
+_DTYPES = ("float32", "bfloat16")
+
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "checkpoint.resume": ("auto", "never"),
+    "cluster.launcher": ("ray", "inprocess"),
+    "cluster.platform": ("cpu", "gpu"),
+    "data.overlong_prompts": ("drop", "error"),
+    "actor.model.compute_dtype": _DTYPES,
+    "actor.optimizer.schedule": SCHEDULES,
+    "critic.model.compute_dtype": _DTYPES,
+    "critic.optimizer.schedule": SCHEDULES,
+    "reward.kind": ("function", "model"),
+    "reward.model.compute_dtype": _DTYPES,
+    "rollout.dtype": _DTYPES,
+    "algorithm.loss_aggregation": tuple(AGGREGATIONS),
+    "algorithm.kl.reward_estimator": tuple(KL_ESTIMATORS),
+    "algorithm.kl.loss_estimator": tuple(KL_ESTIMATORS),
+    "algorithm.kl.controller": ("fixed", "adaptive"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Range:
+    """Numbers from `low` to `high`, the ends included unless open."""
+
+    low: float
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+
+    def holds(self, number: float) -> bool:
+        above = number > self.low if self.low_open else number >= self.low
+        return above and (number < self.high if self.high_open else number <= self.high)
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"{'above' if self.low_open else 'at least'} {self.low:g}"
+        return (
+            f"in {'(' if self.low_open else '['}{self.low:g}, {self.high:g}{')' if self.high_open else ']'}"
+        )
+
+
+_FROM_ZERO, _FROM_ONE, _ABOVE_ZERO = _Range(0), _Range(1), _Range(0, low_open=True)
+
+
+_UP_TO_ONE, _BELOW_ONE = _Range(0, 1), _Range(0, 1, high_open=True)
+
+
+_MODEL_RANGES: Mapping[str, _Range] = {
+    "vocabulary_size": _FROM_ZERO,
+    **dict.fromkeys(("width", "layers", "heads", "kv_heads", "head_width", "mlp_width"), _FROM_ONE),
+    **dict.fromkeys(("rope_theta", "norm_epsilon"), _ABOVE_ZERO),
+}
+
+
+_ROLE_RANGES: Mapping[str, _Range] = {
+    **dict.fromkeys(("update_epochs", "minibatch_sequences", "microbatch_tokens_per_device"), _FROM_ONE),
+    **dict.fromkeys(
+        ("optimizer.learning_rate", "optimizer.warmup_updates", "optimizer.weight_decay"), _FROM_ZERO
+    ),
+    **dict.fromkeys(("optimizer.clip_norm", "optimizer.max_skipped_updates"), _FROM_ZERO),
+    **dict.fromkeys(("optimizer.beta1", "optimizer.beta2"), _BELOW_ONE),
+    "optimizer.final_fraction": _UP_TO_ONE,
+    "optimizer.epsilon": _ABOVE_ZERO,
+    **{f"model.{key}": allowed for key, allowed in _MODEL_RANGES.items()},
+}
+
+
+# A pool's name in a key is written as *.
+_RANGES: Mapping[str, _Range] = {
+    **{f"{role}.{key}": allowed for role in ("actor", "critic") for key, allowed in _ROLE_RANGES.items()},
+    **{f"reward.model.{key}": allowed for key, allowed in _MODEL_RANGES.items()},
+    "run.seed": _Range(0, 2**32 - 1),  # what a JAX key takes without 64-bit mode
+    "run.total_steps": _FROM_ONE,
+    "run.evaluate_every_steps": _FROM_ZERO,
+    "checkpoint.every_steps": _FROM_ZERO,
+    "checkpoint.every_minutes": _FROM_ZERO,
+    "checkpoint.keep": _FROM_ONE,
+    **dict.fromkeys(("cluster.pools.*.hosts", "cluster.pools.*.devices_per_host"), _FROM_ONE),
+    **dict.fromkeys(
+        (f"cluster.pools.*.mesh.{axis}" for axis in ("data", "fsdp", "tensor", "generation_tensor")),
+        _FROM_ONE,
+    ),
+    **dict.fromkeys(
+        (f"cluster.{limit}_timeout_seconds" for limit in ("start", "heartbeat", "stage")), _ABOVE_ZERO
+    ),
+    "cluster.max_restarts": _FROM_ZERO,
+    "data.prompts_per_step": _FROM_ONE,
+    "data.validation_prompts": _FROM_ZERO,
+    "data.max_prompt_tokens": _FROM_ONE,
+    "rollout.samples_per_prompt": _FROM_ONE,
+    "rollout.max_response_tokens": _FROM_ONE,
+    "rollout.temperature": _FROM_ZERO,
+    "rollout.top_k": _FROM_ZERO,
+    "rollout.top_p": _Range(0, 1, low_open=True),
+    "rollout.sequences_per_device": _FROM_ONE,
+    "rollout.parts": _FROM_ONE,
+    "rollout.score_microbatch_tokens_per_device": _FROM_ONE,
+    "rollout.validation_temperature": _FROM_ZERO,
+    "reward.max_failed_fraction": _UP_TO_ONE,
+    "algorithm.discount": _UP_TO_ONE,
+    "algorithm.gae_lambda": _UP_TO_ONE,
+    "algorithm.clip_ratio_low": _BELOW_ONE,  # the lower bound 1 − this stays a ratio: above 0
+    "algorithm.clip_ratio_high": _FROM_ZERO,
+    "algorithm.value_clip": _FROM_ZERO,
+    "algorithm.entropy_coefficient": _FROM_ZERO,
+    "algorithm.kl.reward_coefficient": _FROM_ZERO,
+    "algorithm.kl.target": _ABOVE_ZERO,
+    "algorithm.kl.horizon_sequences": _ABOVE_ZERO,
+    "algorithm.kl.loss_coefficient": _FROM_ZERO,
+    "warm_start.steps": _FROM_ZERO,
+    "warm_start.sequences_per_step": _FROM_ONE,
+    "warm_start.learning_rate": _FROM_ZERO,
+    "warm_start.reward_steps": _FROM_ZERO,
+    "warm_start.reward_learning_rate": _FROM_ZERO,
+    "tracking.samples_per_evaluation": _FROM_ZERO,
+    "tracking.timeline_steps": _FROM_ZERO,
+}
+
+
+def _general(key: str) -> str:
+    """Write a key of one pool as the key of all."""
+    return re.sub(r"^cluster\.pools\.[^.]+\.", "cluster.pools.*.", key)
+
+
+def _numbers(config: Config) -> Iterator[tuple[str, float]]:
+    return ((key, value) for key, value in flatten(config).items() if isinstance(value, int | float))
+
+
+def wrong_names(config: Config) -> Iterator[str]:
+    choices = _CHOICES if config.data.train_files else {**_CHOICES, "data.task": tuple(TASKS)}
+    for key, value in flatten(config).items():
+        if key in choices and value not in choices[key]:
+            alike = difflib.get_close_matches(str(value), choices[key], n=1)
+            hint = f"did you mean {alike[0]!r}? " if alike else ""
+            yield f"{key} = {value!r}: {hint}it is one of: {', '.join(choices[key])}"
+
+
+def out_of_range(config: Config) -> Iterator[str]:
+    for key, value in _numbers(config):
+        allowed = _RANGES.get(_general(key))
+        if allowed is not None and not allowed.holds(value):
+            yield f"{key} = {value}: must be {allowed}"
+
+
+def countable(config: Config) -> bool:
+    """Return whether every size that must be at least one is: else nothing can be divided by it."""
+    return all(value >= 1 for key, value in _numbers(config) if _RANGES.get(_general(key)) == _FROM_ONE)

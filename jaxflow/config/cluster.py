@@ -1,0 +1,46 @@
+"""Where a run happens: pools of devices, their meshes, how long to wait for workers. Knows no algorithm, no model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes of one pool; data × fsdp × tensor is the number of its devices."""
+
+    data: int = 1  # data-parallel replicas
+    fsdp: int = 1  # ways the weights and optimizer are sharded over replicas that see different rows (ZeRO-3)
+    tensor: int = 1  # tensor-parallel size in training and scoring, t
+    generation_tensor: int = 1  # tensor-parallel size in generation, t_g; divides `tensor`
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolConfig:
+    """Devices that the roles placed on them take turns on; pools have no device in common and run at once."""
+
+    roles: tuple[str, ...] = ()  # each role of the algorithm stands in exactly one pool
+    hosts: int = 1  # worker processes, one per host; together they run one mesh
+    devices_per_host: int = 1
+    mesh: MeshConfig = MeshConfig()
+
+
+def _one_pool() -> dict[str, PoolConfig]:
+    return {"main": PoolConfig(roles=("actor", "critic", "reference", "reward", "estimator"))}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterConfig:
+    """Where the run happens, and how long it waits for what does not answer."""
+
+    launcher: str = "ray"  # ray: workers in Ray actors | inprocess: the same roles in this process, to debug
+    platform: str = "cpu"  # cpu: simulated devices | gpu
+    pools: Mapping[str, PoolConfig] = dataclasses.field(default_factory=_one_pool)  # by a name of your own
+    address: str = ""  # empty: a Ray of its own on this machine | auto or host:port: join a running one
+    compilation_cache: str = "user"  # user: the user's cache folder | a path | off
+    start_timeout_seconds: float = 120.0  # workers must be up by then
+    heartbeat_timeout_seconds: float = 60.0  # a worker that gives no sign of life for so long is lost
+    # Longest call of a role; then all workers' Python stacks are written down and the workers are lost.
+    stage_timeout_seconds: float = 3600.0
+    max_restarts: int = 2  # times that one run rebuilds lost workers from the last checkpoint before it fails

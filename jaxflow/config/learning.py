@@ -1,0 +1,102 @@
+"""What is learned and by which rule: models, optimizers, rollout, algorithm. Knows no data and no device."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxflow.models.decoder_config import DecoderConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW behind a global-norm clip, with linear warm-up and a schedule."""
+
+    learning_rate: float = 1e-6  # peak
+    schedule: str = (
+        "constant"  # constant | cosine | linear (down to `final_fraction` at the run's last update)
+    )
+    final_fraction: float = 0.0  # of the peak, where cosine or linear end
+    warmup_updates: int = 0  # optimizer updates from 0 up to the peak
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0  # global norm of the averaged gradient; 0: no clip
+    max_skipped_updates: int = (
+        10  # non-finite updates in a row before the run stops; each is skipped, counted
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ActorConfig:
+    """The policy: model, optimizer and how a step's sequences become updates."""
+
+    model: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
+    weights: str = ""  # directory of weights saved by jaxflow to start from; empty: random
+    optimizer: OptimizerConfig = OptimizerConfig()
+    update_epochs: int = 1  # passes over each step's sequences
+    minibatch_sequences: int = 256  # sequences per optimizer update, over all devices
+    microbatch_tokens_per_device: int = 16384  # padded tokens in one forward/backward pass of one device
+
+
+@dataclasses.dataclass(frozen=True)
+class CriticConfig:
+    """The value model. It starts from the actor's first weights unless told otherwise."""
+
+    model: DecoderConfig | None = None  # None: the actor's shape; keys left unset (null) follow actor.model's
+    weights: str = (
+        ""  # as actor.weights; empty: the actor's first weights where the shapes agree, else random
+    )
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
+    update_epochs: int = 1
+    minibatch_sequences: int = 256  # sequences per optimizer update, over all devices
+    microbatch_tokens_per_device: int = 16384  # padded tokens in one forward/backward pass of one device
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """How responses are sampled."""
+
+    samples_per_prompt: int = 1  # G, sequences generated for each prompt
+    max_response_tokens: int = 512  # end token included
+    temperature: float = 1.0  # 0: greedy
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0  # 1: off
+    ignore_end_token: bool = False  # generate to the limit (benchmarks)
+    dtype: str = "float32"  # float32 | bfloat16, of generation weights and key/value cache
+    sequences_per_device: int = 256  # rows generated at once by each device
+    parts: int = 1  # calls that generate a step's rows; other pools score a part while the next is generated
+    score_microbatch_tokens_per_device: int = 16384  # padded tokens in one scoring pass of one device
+    validation_temperature: float = 0.0  # validation is greedy, one sample
+
+
+@dataclasses.dataclass(frozen=True)
+class KLConfig:
+    """The pull towards the reference."""
+
+    reward_coefficient: float = 0.001  # β of −β·KL_t in the token rewards; the start value if adaptive
+    reward_estimator: str = "k1"  # k1 | k2 | k3
+    controller: str = "fixed"  # fixed | adaptive
+    target: float = 0.1  # adaptive: nats per token aimed at
+    horizon_sequences: float = 10000.0  # adaptive: larger is slower
+    loss_coefficient: float = 0.0  # weight of the KL term in the policy loss
+    loss_estimator: str = "k3"  # k1 | k2 | k3
+
+
+@dataclasses.dataclass(frozen=True)
+class AlgorithmConfig:
+    """The reinforcement-learning rule."""
+
+    name: str = "ppo"  # the dataflow
+    discount: float = 1.0  # γ per token
+    gae_lambda: float = 1.0  # λ
+    whiten_advantages: bool = True  # over the whole step
+    clip_ratio_low: float = 0.2  # ratio clipped at 1 − this
+    clip_ratio_high: float = 0.2  # ratio clipped at 1 + this
+    dual_clip: float = 3.0  # bound c > 1 of the loss at negative advantages; 0: off
+    value_clip: float = 0.5  # half-width of the value clip; 0: off
+    entropy_coefficient: float = 0.0
+    loss_aggregation: str = (
+        "token-mean"  # token-mean | seq-mean-token-sum | seq-mean-token-mean | seq-mean-token-sum-norm
+    )
+    kl: KLConfig = KLConfig()

@@ -1,0 +1,48 @@
+"""What a run learns from: data, rewards, lessons before the run. Knows no algorithm and no device."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxflow.models.decoder_config import DecoderConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What the policy is asked. A built-in task needs no file; files take its place."""
+
+    task: str = "addition"  # built-in task, used while `train_files` is empty
+    train_files: tuple[str, ...] = ()  # .jsonl or .parquet
+    validation_files: tuple[str, ...] = ()
+    tokenizer: str = ""  # Hugging Face tokenizer directory; empty: the built-in task's own
+    prompt_key: str = "prompt"  # column: text or chat messages
+    prompts_per_step: int = 256  # P; times rollout.samples_per_prompt = sequences per step
+    validation_prompts: int = 256  # at most; 0: all
+    max_prompt_tokens: int = 512
+    overlong_prompts: str = "drop"  # drop (counted) | error
+    shuffle: bool = True  # a new order each epoch, from run.seed
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """What judges a response: a function or a model; and what a row gets when the function fails."""
+
+    kind: str = "function"  # function | model: the function still says which responses are accurate
+    function: str = (
+        ""  # path.py:function with compute_score(data_source, solution_str, ground_truth, extra_info)
+    )
+    fallback_score: float = 0.0  # for a row whose reward raises or is not a finite number; counted
+    max_failed_fraction: float = 0.5  # of a step's rows; above it the run stops: the function is broken
+    weights: str = ""  # of a reward model, as actor.weights; empty: learnt in the warm start
+    model: DecoderConfig | None = None  # as critic.model, of a reward model
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStartConfig:
+    """Supervised steps on the task's own solutions before the first reinforcement-learning step."""
+
+    steps: int = 0  # of the actor; 0: none
+    sequences_per_step: int = 128
+    learning_rate: float = 1e-3
+    reward_steps: int = 0  # in which a reward model learns to tell right answers from wrong ones; 0: none
+    reward_learning_rate: float = 1e-3

@@ -18,6 +18,7 @@ from jaxflow.engine.cache import empty_cache
 from jaxflow.engine.rows import Rows
 from jaxflow.engine.sampling import Sampling, sample, sequence_keys
 from jaxflow.engine.sharding import Layout
+from jaxflow.models.layers import Surroundings
 from jaxflow.models.transformer import Model, Params
 from jaxflow.types import Prompts, Rollout
 
@@ -100,7 +101,8 @@ class Generator:
 
         attend = attention.filling_cache(layout.mesh.devices.flat[0].platform)
         columns = jnp.broadcast_to(jnp.arange(width), prompts.shape)
-        hidden, cache = module.backbone.with_carry(prompts, columns, attend, cache, weights, layout.constrain)
+        around = Surroundings(attend, layout.constrain)
+        hidden, cache = module.backbone.with_carry(prompts, columns, cache, weights, around)
         last_of_prompt = jnp.maximum(lengths - 1, 0)
         hidden = jnp.take_along_axis(hidden, last_of_prompt[:, None, None], axis=1)[:, 0]
         zeros = jnp.zeros((rows, total), jnp.float32)
@@ -124,10 +126,9 @@ class Generator:
             hidden, cache = module.backbone.with_carry(
                 state.last[:, None],
                 state.positions[:, None],
-                attention.one_token(state.positions),
                 state.cache,
                 weights,
-                layout.constrain,
+                Surroundings(attention.one_token(state.positions), layout.constrain),
             )
             state = dataclasses.replace(state, cache=cache)
             return self._record(state, module.logits(hidden[:, 0]), keys, sampling)

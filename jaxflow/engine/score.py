@@ -17,6 +17,7 @@ from jaxflow.engine import attention
 from jaxflow.engine.batching import plan_micro_batches, scatter, take
 from jaxflow.engine.rows import Rows
 from jaxflow.engine.sharding import Layout
+from jaxflow.models.layers import Surroundings
 from jaxflow.models.transformer import LanguageModel, Model, Params, ScalarModel
 from jaxflow.types import TokenLogProbs
 
@@ -27,9 +28,8 @@ def hidden_states(
     module: LanguageModel | ScalarModel, tokens: Int[Array, "B T"], layout: Layout
 ) -> Float[Array, "B T D"]:
     """Run the decoder over right-padded sequences."""
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     attend = attention.whole_sequence(layout.mesh.devices.flat[0].platform)
-    return module.backbone(tokens, positions, attend, layout.constrain)
+    return module.backbone(tokens, Surroundings(attend, layout.constrain))
 
 
 def _positions_per_chunk(rows_per_device: int, length: int, vocabulary_per_device: int) -> int:

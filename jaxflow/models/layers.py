@@ -1,11 +1,12 @@
 """The parts of a decoder block: norms, rotary positions, attention projections, gated MLP.
 
-Knows no mesh and no cache: how queries meet keys is a function handed in (`attend`), how activations are laid
-out another (`constrain`). Weights carry logical axis names; tables elsewhere say which mesh axes those are.
+Knows no mesh and no cache: how queries meet keys, how activations are laid out and where layers run are functions
+handed in (`Surroundings`). Weights carry logical axis names; tables elsewhere say which mesh axes those are.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,26 @@ Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 
 Constrain = Callable[[Array, Sequence[str | None]], Array]
 """(activation, one logical name or None per dimension) -> the same activation, its layout bound."""
+
+Block = Callable[[Array, Any], Array]
+"""(activation [B,T,D], one layer's weights) -> activation: a decoder layer as the functions below see it."""
+
+OverLayers = Callable[[Block, Array, Any], Array]
+"""(block, activation [B,T,D], all layers' weights stacked on a leading axis) -> the activation after the last one."""
+
+
+def scan_layers(block: Block, x: Float[Array, "B T D"], stacked: Any) -> Float[Array, "B T D"]:
+    """Run the layers one after the other where they lie: one compiled block, scanned."""
+    return jax.lax.scan(lambda x, weights: (block(x, weights), None), x, stacked)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
+    """What a decoder runs in: all that depends on a mesh or a cache, so that the model knows neither."""
+
+    attend: Attend
+    constrain: Constrain
+    over_layers: OverLayers = scan_layers  # of whole sequences; layers with a carry are unrolled
 
 
 def rotary_angles(
@@ -86,13 +107,13 @@ class Attention(nnx.Module):
         self.value = _weight(rngs, (d, k, h), ("embed", "kv_heads", None), scale)
         self.output = _weight(rngs, (n, h, d), ("heads", None, "embed"), (n * h * 2 * config.layers) ** -0.5)
 
-    def __call__(self, x, angles, attend: Attend, carry, constrain: Constrain):
+    def __call__(self, x, angles, carry, around: Surroundings):
         def heads(weight: nnx.Param, name: str):
-            return constrain(project(x, weight.get_value()), ("batch", None, name, None))
+            return around.constrain(project(x, weight.get_value()), ("batch", None, name, None))
 
         queries = rotate(heads(self.query, "heads"), angles)
         keys = rotate(heads(self.key, "kv_heads"), angles)
-        mixed, carry = attend(queries, keys, heads(self.value, "kv_heads"), carry)
+        mixed, carry = around.attend(queries, keys, heads(self.value, "kv_heads"), carry)
         n, h, d = self.output.shape
         output = self.output.get_value().reshape(n * h, d)
         return project(mixed.reshape(*mixed.shape[:-2], n * h), output), carry
@@ -107,13 +128,13 @@ class GatedMLP(nnx.Module):
         self.up = _weight(rngs, (d, f), ("embed", "mlp"), d**-0.5)
         self.down = _weight(rngs, (f, d), ("mlp", "embed"), (f * 2 * config.layers) ** -0.5)
 
-    def __call__(self, x: Float[Array, "B T D"], constrain: Constrain) -> Float[Array, "B T D"]:
-        gate = constrain(project(x, self.gate.get_value()), ("batch", None, "mlp"))
-        up = constrain(project(x, self.up.get_value()), ("batch", None, "mlp"))
+    def __call__(self, x: Float[Array, "B T D"], around: Surroundings) -> Float[Array, "B T D"]:
+        gate = around.constrain(project(x, self.gate.get_value()), ("batch", None, "mlp"))
+        up = around.constrain(project(x, self.up.get_value()), ("batch", None, "mlp"))
         return project(jax.nn.silu(gate) * up, self.down.get_value())
 
 
-class Block(nnx.Module):
+class DecoderLayer(nnx.Module):
     """One pre-norm decoder layer."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
@@ -122,8 +143,8 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config.width, config.norm_epsilon)
         self.mlp = GatedMLP(config, rngs)
 
-    def __call__(self, x, angles, attend: Attend, carry, constrain: Constrain):
-        mixed, carry = self.attention(self.attention_norm(x), angles, attend, carry, constrain)
-        x = constrain(x + mixed, ("batch", None, None))
-        x = constrain(x + self.mlp(self.mlp_norm(x), constrain), ("batch", None, None))
+    def __call__(self, x, angles, carry, around: Surroundings):
+        mixed, carry = self.attention(self.attention_norm(x), angles, carry, around)
+        x = around.constrain(x + mixed, ("batch", None, None))
+        x = around.constrain(x + self.mlp(self.mlp_norm(x), around), ("batch", None, None))
         return x, carry

@@ -1,6 +1,6 @@
 """One Llama-style decoder that trains, scores, prefills and decodes through the same blocks.
 
-Knows no mesh, no cache layout, no loss and no sampling: attention and activation layout come in as functions.
+Knows no mesh, no cache layout, no loss and no sampling: what depends on these comes in as `layers.Surroundings`.
 Outside this room a model is a `Model` (its description) and a nested dict of arrays (its weights).
 """
 
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.heads import ScalarHead, TokenHead
-from jaxflow.models.layers import Attend, Block, Constrain, RMSNorm, named_weight, rotary_angles
+from jaxflow.models.layers import DecoderLayer, RMSNorm, Surroundings, named_weight, rotary_angles
 
 Params = Mapping[str, Any]
 """Weights: a nested dict of arrays, `backbone` and `head` at the top, layers stacked on a leading axis L."""
@@ -29,8 +29,8 @@ class Backbone(nnx.Module):
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         @nnx.split_rngs(splits=config.layers)
         @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: "layers"})
-        def stacked(layer_rngs: nnx.Rngs) -> Block:
-            return Block(config, layer_rngs)
+        def stacked(layer_rngs: nnx.Rngs) -> DecoderLayer:
+            return DecoderLayer(config, layer_rngs)
 
         shape = (config.padded_vocabulary_size, config.width)
         table = 0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)
@@ -39,32 +39,29 @@ class Backbone(nnx.Module):
         self.final_norm = RMSNorm(config.width, config.norm_epsilon)
         self.config = config
 
-    def _start(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], constrain: Constrain):
+    def _start(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], around: Surroundings):
         # The table is sharded over both its dimensions at rest; gathering the width first keeps the look-up
         # a local one (sharded over both, XLA would rematerialise the whole activation).
-        table = constrain(self.embedding.get_value(), ("vocabulary", None))
+        table = around.constrain(self.embedding.get_value(), ("vocabulary", None))
         x = jnp.take(table, tokens, axis=0).astype(self.config.compute_dtype)
-        return constrain(x, ("batch", None, None)), rotary_angles(
+        return around.constrain(x, ("batch", None, None)), rotary_angles(
             positions, self.config.head_width, self.config.rope_theta
         )
 
-    def __call__(
-        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], attend: Attend, constrain: Constrain
-    ) -> Float[Array, "B T D"]:
-        """Return hidden states of whole sequences, one compiled block scanned over the layers."""
-        x, angles = self._start(tokens, positions, constrain)
+    def __call__(self, tokens: Int[Array, "B T"], around: Surroundings) -> Float[Array, "B T D"]:
+        """Return hidden states of whole sequences that begin at position 0, one compiled block for all layers."""
+        # One row of positions for all rows: however the rows are cut, their angles are the same.
+        x, angles = self._start(tokens, jnp.arange(tokens.shape[1])[None], around)
         definition, stacked = nnx.split(self.layers)
 
         def block(x, weights):
-            x, _ = nnx.merge(definition, weights)(x, angles, attend, None, constrain)
-            return x, None
+            return nnx.merge(definition, weights)(x, angles, None, around)[0]
 
         # Without remat the products with weights are kept, no more: what lies between them is cheaper to compute
         # again than to write into the scan's stacks and read back, and attention's [T, T] would be among it.
         policy = None if self.config.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         block = jax.checkpoint(block, prevent_cse=False, policy=policy)
-        x, _ = jax.lax.scan(block, x, stacked)
-        return self.final_norm(x)
+        return self.final_norm(around.over_layers(block, x, stacked))
 
     def layer_weights(self) -> list[nnx.State]:
         """Return each layer's own weights, to be taken once outside a decoding loop."""
@@ -75,20 +72,19 @@ class Backbone(nnx.Module):
         self,
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
-        attend: Attend,
         carries: Sequence[Any],
         layer_weights: Sequence[nnx.State],
-        constrain: Constrain,
+        around: Surroundings,
     ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
         """Return hidden states and each layer's new carry (its cache), the layers unrolled.
 
         A cache that went through `scan` would exist twice; unrolled, each layer's is updated in place.
         """
-        x, angles = self._start(tokens, positions, constrain)
+        x, angles = self._start(tokens, positions, around)
         definition, _ = nnx.split(self.layers)
         carries = list(carries)
         for i, weights in enumerate(layer_weights):
-            x, carries[i] = nnx.merge(definition, weights)(x, angles, attend, carries[i], constrain)
+            x, carries[i] = nnx.merge(definition, weights)(x, angles, carries[i], around)
         return self.final_norm(x), tuple(carries)
 
 

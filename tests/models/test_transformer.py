@@ -13,6 +13,7 @@ from jaxflow.engine import attention
 from jaxflow.engine.sharding import training_layout
 from jaxflow.engine.state import new_weights
 from jaxflow.models.heads import PADDING_LOGIT
+from jaxflow.models.layers import Surroundings
 from jaxflow.models.transformer import LanguageModel, describe
 
 LAYOUT = training_layout(tiny.ONE_DEVICE)
@@ -20,8 +21,8 @@ TOKENS = np.random.default_rng(0).integers(0, tiny.CONFIG.vocabulary_size, (3, 1
 
 
 def hidden_of(module, tokens):
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return module.backbone(jnp.asarray(tokens), positions, attention.whole_sequence("cpu"), lambda x, _: x)
+    around = Surroundings(attention.whole_sequence("cpu"), lambda x, _: x)
+    return module.backbone(jnp.asarray(tokens), around)
 
 
 def logits_of(model, params, tokens):

@@ -8,7 +8,7 @@ from runs import STEPS, rows, run_here
 from jaxflow.controller import Controller
 from jaxflow.stop import Stop
 from jaxflow.types import UserError
-from jaxflow.workers import model_free_roles
+from jaxflow.workers import reward as reward_role
 from jaxflow.workers.protocol import RoleError
 
 # What dashboards of verl's users read, one of each kind.
@@ -189,7 +189,7 @@ def test_an_error_inside_a_role_names_role_method_and_process(tmp_path, monkeypa
     def broken(*arguments):
         raise ZeroDivisionError("no rows")
 
-    monkeypatch.setattr(model_free_roles, "score_rows", broken)
+    monkeypatch.setattr(reward_role, "score_rows", broken)
     with pytest.raises(
         RoleError,
         match=r"^reward\.judge_validation failed in pool main, process 0 \(pid \d+\): Zero.*: no rows$",

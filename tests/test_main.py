@@ -287,7 +287,7 @@ def test_a_failure_is_one_line_with_its_trace_in_the_workdir(command, tmp_path, 
     def broken(*arguments):
         raise ZeroDivisionError("no rows")
 
-    monkeypatch.setattr("jaxflow.workers.model_free_roles.score_rows", broken)
+    monkeypatch.setattr("jaxflow.workers.reward.score_rows", broken)
     code, out, err = command(*flags(tmp_path, **{"cluster.launcher": "inprocess"}))
     assert code == 1 and "Traceback" not in out + err
     message, again, place = err.splitlines()

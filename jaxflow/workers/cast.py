@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from jaxflow.config import Config
 from jaxflow.dataflow import load_dataflow
-from jaxflow.workers.model_free_roles import Estimator, Reward
+from jaxflow.workers.model_free_roles import Estimator
+from jaxflow.workers.reward import Reward
 from jaxflow.workers.reward_model import RewardModel, Verifier
 from jaxflow.workers.roles import Actor, Critic, Reference, Student
 

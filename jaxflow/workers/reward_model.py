@@ -20,9 +20,9 @@ from jaxflow.engine.sharding import training_layout
 from jaxflow.engine.state import restore_weights
 from jaxflow.models.transformer import Params, ScalarModel, describe
 from jaxflow.types import Judgements, Metrics, Prompts, Rollout, Sample, Scores
-from jaxflow.workers.model_free_roles import Reward
 from jaxflow.workers.place import Place
 from jaxflow.workers.protocol import exposed
+from jaxflow.workers.reward import Reward
 from jaxflow.workers.trained import taught
 from jaxflow.workers.transfer import ONE_TO_ALL, THREE_D_PROTO
 

@@ -15,8 +15,9 @@ import jax
 
 from jaxflow.dataflow import Dataflow
 from jaxflow.dataflow.ppo import ppo
-from jaxflow.workers.model_free_roles import Estimator, Reward
+from jaxflow.workers.model_free_roles import Estimator
 from jaxflow.workers.protocol import exposed, exposed_methods
+from jaxflow.workers.reward import Reward
 from jaxflow.workers.roles import Actor, Critic, Reference
 
 HERE = pathlib.Path(__file__).parent

@@ -15,9 +15,9 @@ from jaxflow.data.tasks import addition, reversal
 from jaxflow.engine.state import save_weights
 from jaxflow.models.transformer import ScalarModel, describe
 from jaxflow.types import Rollout
-from jaxflow.workers.model_free_roles import Reward
 from jaxflow.workers.place import Place
 from jaxflow.workers.protocol import exposed_methods
+from jaxflow.workers.reward import Reward
 from jaxflow.workers.reward_model import RewardModel, Verifier
 from jaxflow.workers.roles import Student
 from jaxflow.workers.transfer import THREE_D_PROTO

@@ -53,7 +53,7 @@ ALLOWED = {
         "models.decoder_config",
     },
     "job": {"config", "batch_algebra", "data"},
-    "mapping": {"types", "config", "batch_algebra", "models", "engine"},
+    "mapping": {"types", "config", "placement", "batch_algebra", "models", "engine"},
 }
 # The top floor joins the rooms; nothing imports it from below.
 TOP = ("warm_start", "controller", "supervisor", "main")

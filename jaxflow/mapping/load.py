@@ -1,0 +1,47 @@
+"""What one step asks of each role: how many passes over how many tokens. Knows no device and no layout."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxflow.mapping.model_size import ModelSize
+
+
+@dataclasses.dataclass(frozen=True)
+class RoleLoad:
+    """One role's part of a step."""
+
+    role: str
+    model: ModelSize
+    trained: bool
+    generations: int  # responses made for each prompt row: 2 in ReMax, whose second is greedy
+    scores: int  # forward passes over the step's sequences, between generation and training
+    updates: int  # optimizer updates per step
+    minibatch_sequences: int  # of each update, over all devices; 0 for a frozen role
+    microbatch_tokens: int  # of one forward/backward pass of one replica
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """The sequences of one step; every prompt and response is as long as it may be."""
+
+    sequences: int
+    prompt_tokens: int
+    response_tokens: int
+    score_tokens: int  # of one scoring pass of one replica
+    remat: bool  # layers are computed again in the backward pass
+    most_rows: int  # generated at once by one replica, at most; 0: as many as fit
+
+    @property
+    def length(self) -> int:
+        """Return the tokens of one sequence."""
+        return self.prompt_tokens + self.response_tokens
+
+    @property
+    def tokens(self) -> int:
+        """Return prompt and response tokens of a step: what throughput counts."""
+        return self.sequences * self.length
+
+
+STAGES = ("generation", "preparation", "training")
+"""The stages of a step: inside one, pools work at the same time; they follow each other (HybridFlow §2.1)."""

@@ -1,0 +1,149 @@
+"""Bytes of one role on each device in one layout, at rest and at work. Knows no placement and no time.
+
+These are formulas; `--plan --compile` sets the compiler's own figures beside them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxflow.engine.layout_rules import Parallelism
+from jaxflow.mapping import cost
+from jaxflow.mapping.load import RoleLoad
+from jaxflow.mapping.stages import Setting, cut
+
+_LOGIT_CHUNK_BYTES = 3 * (
+    64 << 20
+)  # engine/score.py: 64 MiB of logits at a time, their probabilities, a gradient
+_BUCKET_BYTES = 2 * (64 << 20)  # engine/transition.py: what moves at once, and where it lands
+
+
+@dataclasses.dataclass(frozen=True)
+class AtRest:
+    """What a role keeps on each device while others work."""
+
+    weights: float
+    optimizer: float
+    gradients: float
+
+    @property
+    def total(self) -> float:
+        """Return the sum."""
+        return self.weights + self.optimizer + self.gradients
+
+
+@dataclasses.dataclass(frozen=True)
+class AtWork:
+    """What a call of a role needs on each device beyond what is at rest."""
+
+    gradients: float = 0.0
+    activations: float = 0.0
+    rollout_weights: float = 0.0
+    cache: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Return the sum."""
+        return self.gradients + self.activations + self.rollout_weights + self.cache
+
+
+def at_rest(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtRest:
+    """Return weights, optimizer state and gradients: (w + o + g) N / (t p f), o over d too where it is shared out."""
+    engine, ways = setting.engine, layout.tensor * layout.pipe * layout.fsdp
+    numbers = load.model.matrices / ways + load.model.vectors
+    if not load.trained:
+        return AtRest(engine.frozen_bytes * numbers, 0.0, 0.0)
+    optimized = numbers
+    if engine.optimizer_over_data:
+        optimized = load.model.matrices / (ways * layout.data) + load.model.vectors
+    gradients = engine.gradient_bytes * numbers if engine.gradients_at_rest else 0.0
+    return AtRest(engine.weight_bytes * numbers, engine.optimizer_bytes * optimized, gradients)
+
+
+def block_bytes(load: RoleLoad, tokens: float, tensor: int, setting: Setting) -> float:
+    """Return the activations of one layer: 8 of D, and 3 F + 2 (N + 2 K) H cut over t, for each token."""
+    decoder = load.model.decoder
+    cut_numbers = 3 * decoder.mlp_width + 2 * (decoder.heads + 2 * decoder.kv_heads) * decoder.head_width
+    return setting.engine.compute_bytes * tokens * (8 * decoder.width + cut_numbers / tensor)
+
+
+def _gathered(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
+    """Return two layers' weights made whole over the fsdp axis: one in use, one on its way."""
+    if layout.fsdp == 1:
+        return 0.0
+    return 2.0 * setting.engine.compute_bytes * load.model.layer_products / layout.tensor
+
+
+def scoring(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtWork:
+    """Return what one scoring pass holds."""
+    workload = setting.workload
+    tokens = workload.length * cut(workload.sequences, layout, workload.length, workload.score_tokens).rows
+    block = block_bytes(load, tokens, layout.tensor, setting)
+    return AtWork(activations=block + _gathered(load, layout, setting) + _LOGIT_CHUNK_BYTES)
+
+
+def training(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtWork:
+    """Return what an update holds: gradients, each layer's saved input, one layer live with its gradients.
+
+    A stage of a pipeline keeps the inputs of min(p, M) micro-batches.
+    """
+    workload, engine = setting.workload, setting.engine
+    micro = cut(load.minibatch_sequences, layout, workload.length, load.microbatch_tokens)
+    tokens = micro.rows * workload.length
+    block = block_bytes(load, tokens, layout.tensor, setting)
+    layers = load.model.layers / layout.pipe * min(layout.pipe, micro.microbatches)
+    saved = (
+        engine.compute_bytes * tokens * load.model.decoder.width * layers
+        if workload.remat
+        else block * layers
+    )
+    numbers = load.model.matrices / (layout.tensor * layout.pipe * layout.fsdp) + load.model.vectors
+    copies = engine.gradient_copies - (1 if engine.gradients_at_rest else 0)
+    return AtWork(
+        gradients=copies * engine.gradient_bytes * numbers,
+        activations=saved + 2.0 * block + _gathered(load, layout, setting) + _LOGIT_CHUNK_BYTES,
+    )
+
+
+def rollout_weights(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
+    """Return the copy that generates: N / (t_g p_g) in the rollout's dtype."""
+    ways = layout.generation_tensor * layout.generation_pipe
+    return setting.engine.rollout_bytes * (load.model.matrices / ways + load.model.vectors)
+
+
+def row_bytes(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
+    """Return what one running row costs in generation: its cache, its share of the prefill, its logits."""
+    workload, tensor = setting.workload, layout.generation_tensor
+    cached = workload.length * cost.cache_bytes(
+        load.model, setting.engine.rollout_bytes, tensor, layout.generation_pipe
+    )
+    vocabulary = load.model.head_products / load.model.decoder.width
+    return cached + prefill_row_bytes(load, layout, setting) + 12.0 * vocabulary / tensor
+
+
+def prefill_row_bytes(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
+    """Return one row's activations in prefill; an engine that fills its cache in pieces has next to none."""
+    if not setting.engine.padded_cache:
+        return 0.0
+    return block_bytes(load, setting.workload.prompt_tokens, layout.generation_tensor, setting)
+
+
+def generation(load: RoleLoad, layout: Parallelism, setting: Setting, rows: int) -> AtWork:
+    """Return what generating `rows` rows at once holds."""
+    cached = (
+        rows
+        * setting.workload.length
+        * cost.cache_bytes(
+            load.model, setting.engine.rollout_bytes, layout.generation_tensor, layout.generation_pipe
+        )
+    )
+    return AtWork(
+        rollout_weights=rollout_weights(load, layout, setting),
+        cache=cached,
+        activations=rows * row_bytes(load, layout, setting) - cached,
+    )
+
+
+def transition(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtWork:
+    """Return what the switch holds at its peak: the whole generation shard, and one bucket on its way."""
+    return AtWork(rollout_weights=rollout_weights(load, layout, setting), activations=float(_BUCKET_BYTES))

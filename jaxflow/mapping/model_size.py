@@ -1,0 +1,67 @@
+"""How large a model is, in the numbers that the terms of the cost model need. Knows no device and no layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from jaxflow.models.decoder_config import DecoderConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSize:
+    """Sizes that follow from a decoder and what it ends in."""
+
+    decoder: DecoderConfig
+    parameters: int  # all
+    vectors: int  # of these, in norms, biases and scalar heads: whole on every device
+    layer_products: int  # weights of one layer that a token is multiplied with
+    head_products: int  # D·V, or D where the model ends in one number
+    rollout_read: int  # weights that a decode step reads: all but an untied embedding table
+
+    @property
+    def layers(self) -> int:
+        """Return L."""
+        return self.decoder.layers
+
+    @property
+    def matrices(self) -> int:
+        """Count the parameters that layouts cut."""
+        return self.parameters - self.vectors
+
+    @property
+    def products(self) -> int:
+        """Count the weights that a token is multiplied with, N_ne."""
+        return self.layers * self.layer_products + self.head_products
+
+    @property
+    def cached_numbers(self) -> int:
+        """Count the numbers that one token leaves in the key/value cache: 2·L·K·H."""
+        return 2 * self.layers * self.decoder.kv_heads * self.decoder.head_width
+
+
+@functools.lru_cache(maxsize=256)
+def model_size(decoder: DecoderConfig, tokens_head: bool) -> ModelSize:
+    """Measure a decoder that ends in a distribution over tokens, or in one number."""
+    d, n, k, h, f = (
+        decoder.width,
+        decoder.heads,
+        decoder.kv_heads,
+        decoder.head_width,
+        decoder.mlp_width,
+    )
+    layer_products = 2 * d * h * (n + k) + 3 * d * f
+    table = decoder.padded_vocabulary_size * d
+    if tokens_head:
+        parameters = decoder.parameter_count
+    else:
+        parameters = dataclasses.replace(decoder, tied_embeddings=True).parameter_count + d
+    vectors = (2 * decoder.layers + (1 if tokens_head else 2)) * d
+    return ModelSize(
+        decoder=decoder,
+        parameters=parameters,
+        vectors=vectors,
+        layer_products=layer_products,
+        head_products=table if tokens_head else d,
+        rollout_read=parameters if decoder.tied_embeddings else parameters - table,
+    )

@@ -1,0 +1,182 @@
+"""Seconds of one role's calls in one layout: the terms of `cost` put together.
+
+Knows roles by their loads. Knows no placement: what colocated roles leave free comes in as a number of rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from jaxflow.engine.layout_rules import Parallelism
+from jaxflow.mapping import cost
+from jaxflow.mapping.cost import Seconds, Span, span
+from jaxflow.mapping.devices import DeviceProfile
+from jaxflow.mapping.engine_profile import EngineProfile
+from jaxflow.mapping.load import RoleLoad, Workload
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What the calls of all roles have in common on one pool."""
+
+    workload: Workload
+    engine: EngineProfile
+    device: DeviceProfile
+    devices_per_host: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """How a replica's rows become micro-batches."""
+
+    rows: int  # of one micro-batch
+    microbatches: int
+
+
+def cut(sequences: int, layout: Parallelism, length: int, token_budget: int) -> Cut:
+    """Cut a replica's rows into micro-batches within the budget, into as many as pipeline stages where it can."""
+    rows = math.ceil(sequences / (layout.data * layout.fsdp))
+    most = max(1, min(token_budget // length, math.ceil(rows / layout.pipe)))
+    microbatches = math.ceil(rows / most)
+    return Cut(math.ceil(rows / microbatches), microbatches)
+
+
+def _tensor_span(ways: int, stride: int, setting: Setting) -> Span:
+    return span(ways, stride, setting.devices_per_host)
+
+
+def _hop(numbers: float, layout: Parallelism, setting: Setting) -> Seconds:
+    """Return the time of handing activations to the next pipeline stage."""
+    if layout.pipe == 1:
+        return Seconds()
+    device = setting.device
+    inside = span(layout.pipe, layout.tensor, setting.devices_per_host).inside
+    speed = (
+        device.link_bandwidth * device.link_efficiency
+        if inside
+        else device.network_bandwidth * device.network_efficiency
+    )
+    # Every tensor rank of a stage sends its peer a part.
+    size = setting.engine.compute_bytes * numbers / layout.tensor
+    return Seconds(links=size / speed, latency=device.link_seconds if inside else device.network_seconds)
+
+
+def _shard(load: RoleLoad, ways: int) -> float:
+    return load.model.matrices / ways + load.model.vectors
+
+
+def score_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seconds:
+    """Return one forward pass over the step's sequences."""
+    workload, engine, device = setting.workload, setting.engine, setting.device
+    micro = cut(workload.sequences, layout, workload.length, workload.score_tokens)
+    tokens = micro.rows * workload.length
+    where = _tensor_span(layout.tensor, 1, setting)
+    work = cost.whole_pass(
+        load.model,
+        tokens,
+        workload.length / 2,
+        engine.compute_bytes,
+        layout.tensor,
+        where,
+        device,
+    ).times(1 / layout.pipe)
+    work += cost.head_pass(load.model, tokens, layout.tensor * layout.pipe, device)
+    work += _hop(tokens * load.model.decoder.width, layout, setting)
+    moving = _gather(load, layout, setting)
+    return cost.pipelined(cost.overlapped(work, moving), micro.microbatches, layout.pipe)
+
+
+def _gather(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seconds:
+    """Return the time of making weights whole over the fsdp axis, once."""
+    where = span(layout.fsdp, layout.tensor * layout.pipe, setting.devices_per_host)
+    size = setting.engine.compute_bytes * load.model.matrices / (layout.tensor * layout.pipe)
+    return cost.all_gather(size, where, setting.device)
+
+
+def train_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seconds:
+    """Return all updates of a step: micro-batches, what replicas exchange, and the optimizer."""
+    workload, engine, device = setting.workload, setting.engine, setting.device
+    micro = cut(load.minibatch_sequences, layout, workload.length, load.microbatch_tokens)
+    tokens = micro.rows * workload.length
+    where = _tensor_span(layout.tensor, 1, setting)
+    forward = cost.whole_pass(
+        load.model, tokens, workload.length / 2, engine.compute_bytes, layout.tensor, where, device
+    ).times(1 / layout.pipe)
+    # The backward pass is two forward ones in arithmetic and one in exchanges; remat adds one of both.
+    again = 1 if workload.remat else 0
+    work = dataclasses.replace(forward.times(3 + again), links=forward.links * (2 + again))
+    work += cost.head_pass(load.model, tokens, layout.tensor * layout.pipe, device).times(4)
+    work += _hop(tokens * load.model.decoder.width, layout, setting).times(2)
+    moving = _gather(load, layout, setting).times(2)
+    sharded = span(layout.fsdp, layout.tensor * layout.pipe, setting.devices_per_host)
+    gradient = engine.gradient_bytes * load.model.matrices / (layout.tensor * layout.pipe)
+    moving += cost.all_gather(gradient, sharded, device)
+    stage = cost.overlapped(work, moving)
+    exchange = _exchange(load, layout, setting)
+    if engine.reduces_each_microbatch:
+        stage, exchange = stage + exchange, Seconds()
+    ways = layout.tensor * layout.pipe * layout.fsdp
+    ways *= layout.data if engine.optimizer_over_data else 1
+    update = (
+        cost.pipelined(stage, micro.microbatches, layout.pipe)
+        + exchange
+        + cost.optimizer_update(_shard(load, ways), device)
+    )
+    return update.times(load.updates)
+
+
+def _exchange(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seconds:
+    """Return the time in which data-parallel replicas sum their gradients (and share out the new weights)."""
+    engine, device = setting.engine, setting.device
+    ways = layout.tensor * layout.pipe * layout.fsdp
+    where = span(layout.data, ways, setting.devices_per_host)
+    numbers = _shard(load, ways)
+    if engine.optimizer_over_data:
+        return cost.all_gather(engine.gradient_bytes * numbers, where, device) + cost.all_gather(
+            engine.weight_bytes * numbers, where, device
+        )
+    return cost.all_reduce(engine.gradient_bytes * numbers, where, device)
+
+
+def replica_rows(layout: Parallelism, setting: Setting) -> int:
+    """Return the rows that each generation replica makes, d_g · d · f of them sharing a step's."""
+    replicas = layout.data * layout.fsdp * layout.micro_data
+    return math.ceil(setting.workload.sequences / replicas)
+
+
+def generate_seconds(load: RoleLoad, layout: Parallelism, setting: Setting, rows_at_once: int) -> Seconds:
+    """Return all responses of a step, `rows_at_once` of each replica running at a time."""
+    workload, engine, device = setting.workload, setting.engine, setting.device
+    rows = replica_rows(layout, setting)
+    if engine.padded_cache:
+        rounds = float(cost.rounds_of(rows, rows_at_once))
+        running, context = math.ceil(rows / rounds), float(workload.length)
+    else:  # a row that ends makes room for the next
+        running, rounds = min(rows, rows_at_once), max(1.0, rows / rows_at_once)
+        context = workload.prompt_tokens + workload.response_tokens / 2
+    tensor, pipe = layout.generation_tensor, layout.generation_pipe
+    where = _tensor_span(tensor, layout.tensor // tensor, setting)
+    prefill = cost.whole_pass(
+        load.model,
+        running * workload.prompt_tokens,
+        workload.prompt_tokens / 2,
+        engine.compute_bytes,
+        tensor,
+        where,
+        device,
+    ).times(1 / pipe)
+    step = cost.decode_step(load.model, running, context, engine.rollout_bytes, tensor, pipe, where, device)
+    step += Seconds(host=engine.step_seconds + engine.row_seconds * running)
+    return (prefill + step.times(workload.response_tokens)).times(rounds * load.generations)
+
+
+def transition_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seconds:
+    """Return the switch of the actor's weights from the training to the generation layout."""
+    return cost.transition(
+        setting.engine.rollout_bytes * load.model.parameters,
+        layout.tensor * layout.pipe * layout.fsdp,
+        layout.generation_tensor * layout.generation_pipe,
+        setting.devices_per_host,
+        setting.device,
+    )

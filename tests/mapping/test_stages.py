@@ -1,0 +1,101 @@
+"""Stages and bytes of a layout: what shrinks with devices shrinks, what the engine's own arithmetic says is said."""
+
+import dataclasses
+
+import pytest
+from mapping.shapes import LLAMA_13B, TINY, actor, critic, frozen, work
+
+from jaxflow.engine.layout_rules import Parallelism
+from jaxflow.mapping import memory, stages
+from jaxflow.mapping.devices import DEVICES
+from jaxflow.mapping.engine_profile import JAXFLOW, MEGATRON_VLLM
+from jaxflow.mapping.stages import Setting
+from jaxflow.placement import MeshSizes, role_bytes
+
+HERE = Setting(work(), JAXFLOW, DEVICES["h100"], 8)
+PAPER = Setting(work(), MEGATRON_VLLM, DEVICES["a100-80"], 8)
+
+
+def layout(data=1, fsdp=1, tensor=1, generation_tensor=1, pipe=1, generation_pipe=1) -> Parallelism:
+    return Parallelism(
+        data=data,
+        fsdp=fsdp,
+        tensor=tensor,
+        generation_tensor=generation_tensor,
+        pipe=pipe,
+        generation_pipe=generation_pipe,
+    )
+
+
+@pytest.mark.parametrize("role", ["actor", "critic", "reference", "reward"])
+def test_bytes_at_rest_are_those_of_the_placement(role):
+    load = {"actor": actor(), "critic": critic()}.get(role, frozen(role))
+    held = role_bytes(role, TINY, MeshSizes(data=2, fsdp=2, tensor=2, micro=2), "bfloat16")
+    here = layout(data=2, fsdp=2, tensor=4, generation_tensor=2)
+    rest = memory.at_rest(load, here, HERE)
+    assert rest.weights == held.weights
+    # The placement counts one gradient with the moments; here gradients are of the update alone.
+    one_gradient = held.training // 3
+    assert rest.optimizer == held.training - one_gradient
+    if load.trained:
+        assert memory.training(load, here, HERE).gradients == 2 * one_gradient
+    if role == "actor":
+        assert memory.rollout_weights(load, here, HERE) == held.rollout
+
+
+def test_the_papers_state_is_18_bytes_per_parameter():
+    load = actor(LLAMA_13B)
+    rest = memory.at_rest(load, layout(tensor=8, pipe=2), PAPER)
+    assert rest.total == pytest.approx(18 * load.model.parameters / 16, rel=1e-3)
+    shared = memory.at_rest(load, layout(tensor=8, data=2), PAPER)
+    assert shared.total == pytest.approx((6 / 8 + 12 / 16) * load.model.parameters, rel=1e-3)
+
+
+def test_micro_batches_hold_all_rows_within_the_budget():
+    for sequences in (1, 7, 128, 1024):
+        for budget in (1, 4096, 16384):
+            micro = stages.cut(sequences, layout(data=2, fsdp=3, pipe=4), 2048, budget)
+            rows = -(-sequences // 6)
+            assert (
+                micro.rows * micro.microbatches >= rows > micro.rows * (micro.microbatches - 1) - micro.rows
+            )
+            assert micro.rows * 2048 <= max(budget, 2048)
+
+
+@pytest.mark.parametrize("stage", [stages.score_seconds, stages.train_seconds])
+def test_more_replicas_take_less_time_until_exchanges_cost_more(stage):
+    times = [stage(actor(LLAMA_13B), layout(data=d, tensor=8), HERE).total for d in (1, 2, 4)]
+    assert times == sorted(times, reverse=True)
+
+
+def test_gradients_are_exchanged_once_per_update_or_in_every_micro_batch():
+    load, two = actor(LLAMA_13B), layout(data=2, tensor=8)
+    slow = dataclasses.replace(HERE, device=dataclasses.replace(HERE.device, network_bandwidth=1e9))
+    often = stages.train_seconds(load, two, slow).links
+    once_engine = dataclasses.replace(JAXFLOW, reduces_each_microbatch=False)
+    once = stages.train_seconds(load, two, dataclasses.replace(slow, engine=once_engine)).links
+    inside = stages.train_seconds(load, layout(tensor=8), slow).links / 2
+    microbatches = stages.cut(128, two, 2048, 16384).microbatches
+    assert microbatches == 8
+    assert (often - inside) / (once - inside) == pytest.approx(microbatches, rel=0.02)
+
+
+def test_rounds_repeat_what_one_round_costs():
+    load, here = actor(LLAMA_13B), layout(tensor=8, generation_tensor=8)
+    whole, halves = (stages.generate_seconds(load, here, HERE, rows) for rows in (1024, 512))
+    assert whole.total < halves.total < 2 * whole.total
+    assert halves.total == pytest.approx(stages.generate_seconds(load, here, HERE, 600).total)
+
+
+def test_a_second_response_doubles_generation():
+    once = actor(LLAMA_13B)
+    twice = dataclasses.replace(once, generations=2)
+    both = [stages.generate_seconds(load, layout(tensor=8), HERE, 64).total for load in (once, twice)]
+    assert both[1] == pytest.approx(2 * both[0])
+
+
+def test_generation_bytes_are_linear_in_rows():
+    load, here = actor(LLAMA_13B), layout(tensor=8, generation_tensor=4)
+    one, three = (memory.generation(load, here, HERE, rows) for rows in (1, 3))
+    assert three.cache == pytest.approx(3 * 2048 * 819200 / 4)
+    assert three.total - one.total == pytest.approx(2 * memory.row_bytes(load, here, HERE))

@@ -47,6 +47,8 @@ def aggregate(losses, mask, mode, length_constant):
         return mean([loss for row in rows for loss in row])
     if mode == "seq-mean-token-mean":
         return mean([mean(row) for row in rows])
+    if mode == "token-sum":
+        return sum(loss for row in rows for loss in row)
     sums = mean([sum(row) for row in rows])
     return {"seq-mean-token-sum": sums, "seq-mean-token-sum-norm": sums / length_constant}[mode]
 
@@ -56,7 +58,7 @@ def kl_token(log_prob, reference_log_prob, estimator):
     if estimator == "k3":
         d = min(max(d, -20.0), 20.0)
         return min(math.exp(d) - 1.0 - d, 10.0)
-    return {"k1": -d, "k2": d * d / 2}[estimator]
+    return {"k1": -d, "k2": d * d / 2, "abs": abs(d)}[estimator]
 
 
 def shape_rewards(scores, kl, mask, coefficient):

@@ -12,6 +12,19 @@ from jaxtyping import Array, Bool, Float
 
 from jaxflow.algorithms.masked import on_mask
 
+ESTIMATORS = (
+    "gae",
+    "grpo",
+    "grpo_passk",
+    "reinforce_plus_plus",
+    "reinforce_plus_plus_baseline",
+    "rloo",
+    "opo",
+    "remax",
+    "gpg",
+    "gdpo",
+)
+
 
 def gae(
     rewards: Float[Array, "B T"],

@@ -11,9 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxflow import types
-from jaxflow.algorithms.masked import masked_sum, on_mask
+from jaxflow.algorithms.masked import masked_sum, row_means
 
-AGGREGATIONS = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
+AGGREGATIONS = (
+    "token-mean",
+    "token-sum",
+    "seq-mean-token-sum",
+    "seq-mean-token-sum-norm",
+    "seq-mean-token-mean",
+)
 
 
 def aggregate(
@@ -27,9 +33,10 @@ def aggregate(
 
     With N tokens and M sequences in the mini-batch, n_b tokens in row b, and L = length_constant:
       token-mean               Σ_b Σ_t ℓ / N            tokens weigh the same (DAPO, arXiv:2503.14476)
+      token-sum                Σ_b Σ_t ℓ                the step grows with the tokens
       seq-mean-token-sum       Σ_b Σ_t ℓ / M            long rows weigh more
-      seq-mean-token-mean      Σ_b (Σ_t ℓ / n_b) / M    rows weigh the same (GRPO, arXiv:2402.03300)
       seq-mean-token-sum-norm  Σ_b Σ_t ℓ / (M · L)      no length bias (Dr.GRPO, arXiv:2503.20783)
+      seq-mean-token-mean      Σ_b (Σ_t ℓ / n_b) / M    rows weigh the same (GRPO, arXiv:2402.03300)
 
     Args:
       losses: per-token losses.
@@ -46,11 +53,12 @@ def aggregate(
     match mode:
         case "token-mean":
             return masked_sum(losses, mask) / counts.tokens
+        case "token-sum":
+            return masked_sum(losses, mask)
         case "seq-mean-token-sum":
             return masked_sum(losses, mask) / counts.sequences
         case "seq-mean-token-mean":
-            row_tokens = jnp.maximum(jnp.sum(mask, axis=1), 1)
-            return jnp.sum(jnp.sum(on_mask(losses, mask), axis=1) / row_tokens) / counts.sequences
+            return jnp.sum(row_means(losses, mask)) / counts.sequences
         case "seq-mean-token-sum-norm":
             return masked_sum(losses, mask) / (counts.sequences * length_constant)
     raise types.UserError(f"loss aggregation '{mode}' is unknown: choose one of {', '.join(AGGREGATIONS)}")

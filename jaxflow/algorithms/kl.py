@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 
 import chex
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxflow import types
 from jaxflow.algorithms.masked import on_mask
 
-KL_ESTIMATORS = ("k1", "k2", "k3")
+KL_ESTIMATORS = ("k1", "k2", "k3", "abs")
+KL_LOSS_ESTIMATORS = (*KL_ESTIMATORS, *(f"{name}+" for name in KL_ESTIMATORS))
 
 
 def kl_estimate(
@@ -27,10 +29,12 @@ def kl_estimate(
       k1 = −d            unbiased, either sign
       k2 = d² / 2        biased, small variance
       k3 = eᵈ − d − 1    unbiased, never negative; d clamped to ±20, then k3 to at most 10
+      abs = |d|          biased, slopes of one size
 
     Note on gradients, where the estimate is a loss: only k2's is the on-policy gradient of this KL. k1's has
     mean zero; k3's is in expectation that of KL(π_ref ‖ π_θ). k3's clamps, as in verl, cut its gradient to
-    zero where d > 2.61 or d < −11: a token that far from the reference is not pulled back.
+    zero where d > 2.61 or d < −11: a token that far from the reference is not pulled back. A name with a plus
+    (`k3+`) is straight-through: the value of the estimator, the gradient of k2.
 
     Schulman, "Approximating KL Divergence", http://joschu.net/blog/kl-approx.html
 
@@ -41,6 +45,10 @@ def kl_estimate(
     chex.assert_equal_shape([log_probs, reference_log_probs])
     chex.assert_type([log_probs, reference_log_probs], float)
     difference = reference_log_probs - log_probs
+    if estimator.endswith("+"):
+        pull = jnp.square(difference) / 2
+        value = kl_estimate(log_probs, reference_log_probs, estimator.removesuffix("+"))
+        return pull + jax.lax.stop_gradient(value - pull)
     match estimator:
         case "k1":
             return -difference
@@ -50,7 +58,11 @@ def kl_estimate(
             clamped = jnp.clip(difference, -20.0, 20.0)
             # expm1 keeps the digits that exp(d) − 1 loses where the policies are close: nearly everywhere.
             return jnp.minimum(jnp.expm1(clamped) - clamped, 10.0)
-    raise types.UserError(f"KL estimator '{estimator}' is unknown: choose one of {', '.join(KL_ESTIMATORS)}")
+        case "abs":
+            return jnp.abs(difference)
+    raise types.UserError(
+        f"KL estimator '{estimator}' is unknown: choose one of {', '.join(KL_LOSS_ESTIMATORS)}"
+    )
 
 
 def shape_rewards(

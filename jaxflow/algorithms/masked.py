@@ -49,3 +49,8 @@ def whiten(x: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, "..
     chex.assert_type(x, float)
     centred = on_mask(x, mask) - masked_mean(x, mask)
     return on_mask(centred / jnp.sqrt(masked_variance(x, mask) + WHITEN_EPSILON), mask)
+
+
+def row_means(x: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B"]:
+    """Return Σ_m x / Σ m of each row, 0 for a row without true positions."""
+    return jnp.sum(on_mask(x, mask), axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1)

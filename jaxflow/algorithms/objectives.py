@@ -14,6 +14,20 @@ from jaxtyping import Array, Bool, Float
 
 from jaxflow import types
 
+OBJECTIVES = (
+    "vanilla",
+    "gspo",
+    "gspo_token",
+    "cispo",
+    "geo_mean",
+    "sapo",
+    "dppo_tv",
+    "dppo_kl",
+    "clip_cov",
+    "kl_cov",
+    "gpg",
+)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,12 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
+from jaxflow.algorithms.advantages import ESTIMATORS
 from jaxflow.algorithms.aggregate import AGGREGATIONS
-from jaxflow.algorithms.kl import KL_ESTIMATORS
+from jaxflow.algorithms.importance import BOUNDS, LEVELS
+from jaxflow.algorithms.kl import KL_ESTIMATORS, KL_LOSS_ESTIMATORS
+from jaxflow.algorithms.objectives import OBJECTIVES
+from jaxflow.algorithms.selection import DYNAMIC_SAMPLING_METRICS, REWEIGHTINGS
 from jaxflow.config import Config, flatten
 from jaxflow.data.tasks import TASKS
 from jaxflow.engine.optimizer import SCHEDULES
@@ -32,10 +36,17 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "reward.kind": ("function", "model"),
     "reward.model.compute_dtype": _DTYPES,
     "rollout.dtype": _DTYPES,
-    "algorithm.loss_aggregation": tuple(AGGREGATIONS),
-    "algorithm.kl.reward_estimator": tuple(KL_ESTIMATORS),
-    "algorithm.kl.loss_estimator": tuple(KL_ESTIMATORS),
+    "algorithm.estimator": ("", *ESTIMATORS),
+    "algorithm.objective": OBJECTIVES,
+    "algorithm.loss_aggregation": AGGREGATIONS,
+    "algorithm.kl.reward_estimator": KL_ESTIMATORS,
+    "algorithm.kl.loss_estimator": KL_LOSS_ESTIMATORS,
     "algorithm.kl.controller": ("fixed", "adaptive"),
+    "algorithm.off_policy.level": ("off", *LEVELS),
+    "algorithm.off_policy.bounds": BOUNDS,
+    "algorithm.off_policy.rejection": ("off", *LEVELS),
+    "algorithm.dynamic_sampling.metric": DYNAMIC_SAMPLING_METRICS,
+    "algorithm.reweighting.method": ("off", *REWEIGHTINGS),
 }
 
 
@@ -122,12 +133,38 @@ _RANGES: Mapping[str, _Range] = {
     "algorithm.gae_lambda": _UP_TO_ONE,
     "algorithm.clip_ratio_low": _BELOW_ONE,  # the lower bound 1 − this stays a ratio: above 0
     "algorithm.clip_ratio_high": _FROM_ZERO,
+    "algorithm.gspo.clip_ratio_low": _BELOW_ONE,
+    "algorithm.gspo.clip_ratio_high": _FROM_ZERO,
+    "algorithm.cispo.clip_ratio_low": _UP_TO_ONE,
+    "algorithm.cispo.clip_ratio_high": _FROM_ZERO,
+    "algorithm.geo_mean.clip_log_ratio_low": _FROM_ZERO,
+    "algorithm.geo_mean.clip_log_ratio_high": _FROM_ZERO,
+    "algorithm.sapo.temperature_positive": _ABOVE_ZERO,
+    "algorithm.sapo.temperature_negative": _ABOVE_ZERO,
+    "algorithm.dppo.tv_bound": _UP_TO_ONE,
+    "algorithm.dppo.kl_bound": _FROM_ZERO,
+    "algorithm.dppo.ratio_bound": _FROM_ONE,
+    "algorithm.clip_cov.fraction": _UP_TO_ONE,
+    "algorithm.kl_cov.fraction": _UP_TO_ONE,
+    "algorithm.kl_cov.coefficient": _FROM_ZERO,
     "algorithm.value_clip": _FROM_ZERO,
+    "algorithm.ptx_coefficient": _FROM_ZERO,
     "algorithm.entropy_coefficient": _FROM_ZERO,
     "algorithm.kl.reward_coefficient": _FROM_ZERO,
     "algorithm.kl.target": _ABOVE_ZERO,
     "algorithm.kl.horizon_sequences": _ABOVE_ZERO,
     "algorithm.kl.loss_coefficient": _FROM_ZERO,
+    "algorithm.off_policy.lower": _FROM_ZERO,
+    "algorithm.off_policy.upper": _ABOVE_ZERO,
+    "algorithm.off_policy.rejection_lower": _FROM_ZERO,
+    "algorithm.off_policy.rejection_upper": _ABOVE_ZERO,
+    "algorithm.off_policy.negative_sequence_bound": _FROM_ZERO,
+    "algorithm.dynamic_sampling.max_refills": _FROM_ZERO,
+    "algorithm.reweighting.power": _FROM_ZERO,
+    "algorithm.lagrange.initial": _ABOVE_ZERO,  # it moves by factors
+    "algorithm.lagrange.learning_rate": _FROM_ZERO,
+    "algorithm.lagrange.maximum": _ABOVE_ZERO,
+    "algorithm.lagrange.window_episodes": _FROM_ONE,
     "warm_start.steps": _FROM_ZERO,
     "warm_start.sequences_per_step": _FROM_ONE,
     "warm_start.learning_rate": _FROM_ZERO,

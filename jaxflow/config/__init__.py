@@ -1,11 +1,10 @@
 """The schema of a run and the ways in and out of it; every default is written once, in the schema."""
 
+from jaxflow.config.algorithm import AlgorithmConfig, KLConfig
 from jaxflow.config.cluster import ClusterConfig, MeshConfig, PoolConfig
 from jaxflow.config.learning import (
     ActorConfig,
-    AlgorithmConfig,
     CriticConfig,
-    KLConfig,
     OptimizerConfig,
     RolloutConfig,
 )

@@ -1,4 +1,4 @@
-"""What is learned and by which rule: models, optimizers, rollout, algorithm. Knows no data and no device."""
+"""What learns: models, optimizers, rollout. Knows no rule of learning (algorithm.py), no data and no device."""
 
 from __future__ import annotations
 
@@ -68,35 +68,3 @@ class RolloutConfig:
     parts: int = 1  # calls that generate a step's rows; other pools score a part while the next is generated
     score_microbatch_tokens_per_device: int = 16384  # padded tokens in one scoring pass of one device
     validation_temperature: float = 0.0  # validation is greedy, one sample
-
-
-@dataclasses.dataclass(frozen=True)
-class KLConfig:
-    """The pull towards the reference."""
-
-    reward_coefficient: float = 0.001  # β of −β·KL_t in the token rewards; the start value if adaptive
-    reward_estimator: str = "k1"  # k1 | k2 | k3
-    controller: str = "fixed"  # fixed | adaptive
-    target: float = 0.1  # adaptive: nats per token aimed at
-    horizon_sequences: float = 10000.0  # adaptive: larger is slower
-    loss_coefficient: float = 0.0  # weight of the KL term in the policy loss
-    loss_estimator: str = "k3"  # k1 | k2 | k3
-
-
-@dataclasses.dataclass(frozen=True)
-class AlgorithmConfig:
-    """The reinforcement-learning rule."""
-
-    name: str = "ppo"  # the dataflow
-    discount: float = 1.0  # γ per token
-    gae_lambda: float = 1.0  # λ
-    whiten_advantages: bool = True  # over the whole step
-    clip_ratio_low: float = 0.2  # ratio clipped at 1 − this
-    clip_ratio_high: float = 0.2  # ratio clipped at 1 + this
-    dual_clip: float = 3.0  # bound c > 1 of the loss at negative advantages; 0: off
-    value_clip: float = 0.5  # half-width of the value clip; 0: off
-    entropy_coefficient: float = 0.0
-    loss_aggregation: str = (
-        "token-mean"  # token-mean | seq-mean-token-sum | seq-mean-token-mean | seq-mean-token-sum-norm
-    )
-    kl: KLConfig = KLConfig()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from jaxflow.config.algorithm import AlgorithmConfig
 from jaxflow.config.cluster import ClusterConfig
-from jaxflow.config.learning import ActorConfig, AlgorithmConfig, CriticConfig, RolloutConfig
+from jaxflow.config.learning import ActorConfig, CriticConfig, RolloutConfig
 from jaxflow.config.material import DataConfig, RewardConfig, WarmStartConfig
 from jaxflow.models.decoder_config import DecoderConfig
 

@@ -151,9 +151,9 @@ def _hybridflow(case: Case, model: Model, devices: list[jax.Device]) -> Stations
 
 def _vanilla_mesh(p: Parallelism, devices: list[jax.Device]) -> Mesh:
     """Return the mesh with the axes of each pair exchanged: the micro axis is the major one."""
-    axes = ("data", "fsdp", "micro_pipe", "pipe", "micro", "tensor")
+    axes = ("data", "fsdp", "expert", "micro_pipe", "pipe", "micro", "tensor")
     stages = (p.pipe // p.generation_pipe, p.generation_pipe)
-    sizes = (p.data, p.fsdp, *stages, p.tensor // p.generation_tensor, p.generation_tensor)
+    sizes = (p.data, p.fsdp, 1, *stages, p.tensor // p.generation_tensor, p.generation_tensor)
     return Mesh(np.reshape(devices, sizes), axes, axis_types=(AxisType.Auto,) * len(axes))
 
 

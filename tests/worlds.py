@@ -72,7 +72,7 @@ def _result(directory, index):
 def rows_of_process(process, devices_per_process, sizes, axes, total):
     """Which rows a process should hold: from the coordinates of its devices on the mesh, one by one."""
     data, fsdp, tensor, generation_tensor = sizes
-    shape = (data, fsdp, 1, 1, generation_tensor, tensor // generation_tensor)
+    shape = (data, fsdp, 1, 1, 1, generation_tensor, tensor // generation_tensor)
     kept = [name in axes for name in AXES]
     places = [tuple(itertools.compress(at, kept)) for at in np.ndindex(shape)]
     order = sorted(set(places))

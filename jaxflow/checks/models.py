@@ -22,6 +22,21 @@ def model_problems(path: str, model: DecoderConfig, vocabulary_size: int | None)
         yield f"{path}.kv_heads = {model.kv_heads} does not divide {path}.heads = {model.heads}"
     if model.head_width % 2 != 0:
         yield f"{path}.head_width = {model.head_width}: rotary positions turn pairs; make it even"
+    if model.rope_high_frequency_factor <= model.rope_low_frequency_factor:
+        yield (
+            f"{path}.rope_high_frequency_factor = {model.rope_high_frequency_factor:g} is not above"
+            f" {path}.rope_low_frequency_factor = {model.rope_low_frequency_factor:g}; the Llama 3 pair is 4 and 1"
+        )
+    if model.sliding_window == 0 and (model.global_every > 0 or model.local_rope_theta > 0.0):
+        key = "global_every" if model.global_every > 0 else "local_rope_theta"
+        yield f"{path}.{key} is of local layers, but {path}.sliding_window = 0 makes none; set it, or {key} to 0"
+    if model.experts > 0 and not 1 <= model.experts_per_token <= model.experts:
+        yield (
+            f"{path}.experts_per_token = {model.experts_per_token}: a token goes to at least 1 and at most all"
+            f" {model.experts} experts"
+        )
+    if model.experts == 0 and model.experts_per_token > 0:
+        yield f"{path}.experts_per_token = {model.experts_per_token}, but {path}.experts = 0; set both or none"
     if vocabulary_size is not None and 0 < model.vocabulary_size < vocabulary_size:
         yield (
             f"{path}.vocabulary_size = {model.vocabulary_size}, but the tokenizer has {vocabulary_size}"

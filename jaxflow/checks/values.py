@@ -35,6 +35,8 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "critic.optimizer.schedule": SCHEDULES,
     "reward.kind": ("function", "model"),
     "reward.model.compute_dtype": _DTYPES,
+    **{f"{role}.model.activation": ("silu", "gelu_tanh") for role in ("actor", "critic", "reward")},
+    **{f"{role}.model.rope_scaling": ("none", "linear", "llama3") for role in ("actor", "critic", "reward")},
     "rollout.dtype": _DTYPES,
     "algorithm.estimator": ("", *ESTIMATORS),
     "algorithm.objective": OBJECTIVES,
@@ -80,7 +82,12 @@ _UP_TO_ONE, _BELOW_ONE = _Range(0, 1), _Range(0, 1, high_open=True)
 _MODEL_RANGES: Mapping[str, _Range] = {
     "vocabulary_size": _FROM_ZERO,
     **dict.fromkeys(("width", "layers", "heads", "kv_heads", "head_width", "mlp_width"), _FROM_ONE),
-    **dict.fromkeys(("rope_theta", "norm_epsilon"), _ABOVE_ZERO),
+    **dict.fromkeys(("rope_theta", "norm_epsilon", "rope_factor"), _ABOVE_ZERO),
+    **dict.fromkeys(("rope_low_frequency_factor", "rope_high_frequency_factor"), _ABOVE_ZERO),
+    "rope_original_positions": _FROM_ONE,
+    **dict.fromkeys(("query_scale", "attention_softcap", "logit_softcap", "local_rope_theta"), _FROM_ZERO),
+    **dict.fromkeys(("sliding_window", "global_every", "head_padding"), _FROM_ZERO),
+    **dict.fromkeys(("experts", "experts_per_token"), _FROM_ZERO),
 }
 
 

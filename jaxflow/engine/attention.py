@@ -1,30 +1,43 @@
 """The one place that picks how queries meet keys. Knows no model and no sampling.
 
-CPU and float32: XLA. GPU in half precision: cuDNN through `jax.nn.dot_product_attention` for whole sequences.
-Each choice is logged once. Rows are right-padded, so causality alone keeps real queries from padded keys.
+CPU and float32: XLA. GPU in half precision: cuDNN through `jax.nn.dot_product_attention` for whole sequences, but
+for scores with a soft-cap, which it has not. Each choice is logged once. Rows are right-padded, so causality alone
+keeps real queries from padded keys.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxflow.models.layers import Attend, AttentionRule
 
 _log = logging.getLogger(__name__)
 _NEVER = -1e30  # a masked score; finite, so that a row with nothing to attend to stays finite
 
 
 @functools.cache
-def _whole_sequence_kernel(platform: str, dtype: str) -> str | None:
+def _whole_sequence_kernel(platform: str, dtype: str, capped: bool) -> str | None:
     """Return the `implementation` for whole sequences, None being XLA."""
-    choice = "cudnn" if platform == "gpu" and dtype in ("bfloat16", "float16") else None
-    _log.info("attention over whole sequences on %s in %s: %s", platform, dtype, choice or "xla")
+    choice = "cudnn" if platform == "gpu" and dtype in ("bfloat16", "float16") and not capped else None
+    kind = "soft-capped attention" if capped else "attention"
+    _log.info("%s over whole sequences on %s in %s: %s", kind, platform, dtype, choice or "xla")
     return choice
+
+
+def _visible(
+    queries: Int[Array, "*B T 1"], keys: Int[Array, "S"], rule: AttentionRule
+) -> Bool[Array, "*B T S"]:
+    """Return which positions of keys a query sees: its own and those before, in a local layer the nearest ones."""
+    visible = keys <= queries
+    if rule.local is False:
+        return visible
+    near = visible & (keys > queries - rule.window)
+    return near if rule.local is True else jnp.where(rule.local, near, visible)
 
 
 def _mix(
@@ -32,16 +45,19 @@ def _mix(
     keys: Float[Array, "B K S H"],
     values: Float[Array, "B K S H"],
     visible: Array,
+    rule: AttentionRule,
 ) -> Float[Array, "B T N H"]:
-    """softmax(q·kᵀ/√H) v with grouped heads, in float32 inside; `visible` broadcasts to [B, T, S].
+    """softmax(cap(scale · q·kᵀ)) v with grouped heads, in float32 inside; `visible` broadcasts to [B, T, S].
 
     Heads stand before positions, so that both products are plain batched ones, and the weights are normalised
     after they have mixed the values: H numbers per query to divide instead of S.
     """
     b, t, n, h = queries.shape
     k = keys.shape[1]
-    grouped = (queries * h**-0.5).reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
+    grouped = (queries * rule.scale).reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
     scores = jnp.einsum("bkgth,bksh->bkgts", grouped, keys, preferred_element_type=jnp.float32)
+    if rule.softcap > 0.0:
+        scores = rule.softcap * jnp.tanh(scores / rule.softcap)
     scores = jnp.where(visible[:, None, None], scores, _NEVER)
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -51,27 +67,46 @@ def _mix(
     return (mixed / total).astype(values.dtype).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
-def whole_sequence(platform: str) -> Callable[[Array, Array, Array, Any], tuple[Array, Any]]:
+def _fused(queries: Array, keys: Array, values: Array, rule: AttentionRule, kernel: str) -> Array:
+    """Mix by a kernel that wants its window static: layers of both kinds in one scan branch to one of two."""
+
+    def within(window: tuple[int, int] | None):
+        return lambda: jax.nn.dot_product_attention(
+            queries,
+            keys,
+            values,
+            scale=rule.scale,
+            is_causal=True,
+            local_window_size=window,
+            implementation=kernel,
+        )
+
+    near, whole = within((rule.window - 1, 0)), within(None)
+    if isinstance(rule.local, bool):
+        return near() if rule.local else whole()
+    return jax.lax.cond(rule.local, near, whole)
+
+
+def whole_sequence(platform: str) -> Attend:
     """Return causal attention of a right-padded sequence to itself, for training and scoring."""
 
-    def attend(queries, keys, values, carry):
-        kernel = _whole_sequence_kernel(platform, queries.dtype.name)
+    def attend(queries, keys, values, rule, carry):
+        kernel = _whole_sequence_kernel(platform, queries.dtype.name, rule.softcap > 0.0)
         if kernel is not None:
-            mixed = jax.nn.dot_product_attention(queries, keys, values, is_causal=True, implementation=kernel)
-            return mixed, carry
+            return _fused(queries, keys, values, rule, kernel), carry
         positions = jnp.arange(queries.shape[1])
-        visible = (positions[None, :] <= positions[:, None])[None]
-        return _mix(queries, keys.swapaxes(1, 2), values.swapaxes(1, 2), visible), carry
+        visible = _visible(positions[:, None], positions, rule)[None]
+        return _mix(queries, keys.swapaxes(1, 2), values.swapaxes(1, 2), visible, rule), carry
 
     return attend
 
 
-def filling_cache(platform: str) -> Callable[[Array, Array, Array, Any], tuple[Array, Any]]:
+def filling_cache(platform: str) -> Attend:
     """Return whole-sequence attention that also writes keys and values to the front of an empty cache."""
     attend_whole = whole_sequence(platform)
 
-    def attend(queries, keys, values, cache):
-        mixed, _ = attend_whole(queries, keys, values, None)
+    def attend(queries, keys, values, rule, cache):
+        mixed, _ = attend_whole(queries, keys, values, rule, None)
         filled = tuple(
             jax.lax.dynamic_update_slice(slot, new.swapaxes(1, 2).astype(slot.dtype), (0, 0, 0, 0))
             for slot, new in zip(cache, (keys, values), strict=True)
@@ -81,18 +116,18 @@ def filling_cache(platform: str) -> Callable[[Array, Array, Array, Any], tuple[A
     return attend
 
 
-def one_token(positions: Int[Array, "B"]) -> Callable[[Array, Array, Array, Any], tuple[Array, Any]]:
+def one_token(positions: Int[Array, "B"]) -> Attend:
     """Return attention of one new token per row, written to its row's position, to that row's past."""
 
     def write(slot, new, position):
         return jax.lax.dynamic_update_slice(slot, new.astype(slot.dtype), (0, position, 0))
 
-    def attend(queries, keys, values, cache):
+    def attend(queries, keys, values, rule, cache):
         key_cache, value_cache = (
             jax.vmap(write)(slot, new.swapaxes(1, 2), positions)
             for slot, new in zip(cache, (keys, values), strict=True)
         )
-        visible = (jnp.arange(key_cache.shape[2])[None, :] <= positions[:, None])[:, None, :]
-        return _mix(queries, key_cache, value_cache, visible), (key_cache, value_cache)
+        visible = _visible(positions[:, None, None], jnp.arange(key_cache.shape[2]), rule)
+        return _mix(queries, key_cache, value_cache, visible, rule), (key_cache, value_cache)
 
     return attend

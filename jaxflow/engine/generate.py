@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxflow.engine import attention
 from jaxflow.engine.batching import LENGTH_UNIT, ladder, plan_rounds, scatter, take
 from jaxflow.engine.cache import empty_cache
+from jaxflow.engine.experts import experts_over
 from jaxflow.engine.rows import Rows
 from jaxflow.engine.sampling import Sampling, sample, sequence_keys
 from jaxflow.engine.sharding import Layout
@@ -101,7 +102,8 @@ class Generator:
 
         attend = attention.filling_cache(layout.mesh.devices.flat[0].platform)
         columns = jnp.broadcast_to(jnp.arange(width), prompts.shape)
-        around = Surroundings(attend, layout.constrain)
+        experts = experts_over(layout)
+        around = Surroundings(attend, layout.constrain, mix_experts=experts)
         hidden, cache = module.backbone.with_carry(prompts, columns, cache, weights, around)
         last_of_prompt = jnp.maximum(lengths - 1, 0)
         hidden = jnp.take_along_axis(hidden, last_of_prompt[:, None, None], axis=1)[:, 0]
@@ -123,12 +125,13 @@ class Generator:
 
         def step(state: _Decoding) -> _Decoding:
             # A finished row decodes its last token again and again, at its own last position.
+            attend = attention.one_token(state.positions)
             hidden, cache = module.backbone.with_carry(
                 state.last[:, None],
                 state.positions[:, None],
                 state.cache,
                 weights,
-                Surroundings(attention.one_token(state.positions), layout.constrain),
+                Surroundings(attend, layout.constrain, mix_experts=experts),
             )
             state = dataclasses.replace(state, cache=cache)
             return self._record(state, module.logits(hidden[:, 0]), keys, sampling)

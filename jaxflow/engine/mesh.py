@@ -4,7 +4,8 @@ A pool has one mesh with nested axes. Each parallel size of training is a pair o
 t = 'tensor' × 'micro'; generation keeps the first of each pair, p_g and t_g, and hands the second to the batch.
 In each pair the micro axis is the minor one, so generation takes every (p/p_g)-th and (t/t_g)-th rank and the
 ranks that trade weights at the switch are neighbours (HybridFlow §5.3: zero redundancy is this order;
-docs/hybrid_engine.md). Tensor ranks are the innermost of all: they talk in every layer, and belong in one machine.
+docs/hybrid_engine.md). 'expert' cuts a mixture's experts, in both alike, over replicas that see different rows.
+Tensor ranks are the innermost of all: they talk in every layer, and belong in one machine.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-AXES = ("data", "fsdp", "pipe", "micro_pipe", "tensor", "micro")
+AXES = ("data", "fsdp", "expert", "pipe", "micro_pipe", "tensor", "micro")
 
 
 def make_mesh(
@@ -26,8 +27,9 @@ def make_mesh(
     devices: Sequence[jax.Device],
     pipe: int = 1,
     generation_pipe: int = 1,
+    expert: int = 1,
 ) -> Mesh:
-    """Arrange devices as data × fsdp × p_g × (p / p_g) × t_g × (t / t_g), in the order given.
+    """Arrange devices as data × fsdp × expert × p_g × (p / p_g) × t_g × (t / t_g), in the order given.
 
     Raises ValueError if the sizes do not multiply to the number of devices, t_g does not divide t or p_g not p.
     """
@@ -37,6 +39,7 @@ def make_mesh(
     shape = (
         data,
         fsdp,
+        expert,
         generation_pipe,
         pipe // generation_pipe,
         generation_tensor,

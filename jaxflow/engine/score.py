@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxflow.engine import attention
 from jaxflow.engine.batching import plan_micro_batches, scatter, take
+from jaxflow.engine.experts import experts_over
 from jaxflow.engine.rows import Rows
 from jaxflow.engine.sharding import Layout
 from jaxflow.models.layers import Surroundings
@@ -29,7 +30,8 @@ def hidden_states(
 ) -> Float[Array, "B T D"]:
     """Run the decoder over right-padded sequences."""
     attend = attention.whole_sequence(layout.mesh.devices.flat[0].platform)
-    return module.backbone(tokens, Surroundings(attend, layout.constrain))
+    around = Surroundings(attend, layout.constrain, mix_experts=experts_over(layout))
+    return module.backbone(tokens, around)
 
 
 def _positions_per_chunk(rows_per_device: int, length: int, vocabulary_per_device: int) -> int:

@@ -23,10 +23,11 @@ TABLE = {
     "heads": (("tensor", "micro"), ("tensor",)),
     "kv_heads": (("tensor", "micro"), ("tensor",)),
     "mlp": (("tensor", "micro"), ("tensor",)),
+    "experts": (("expert",), ("expert",)),
     "embed": (("fsdp",), ()),
     "norm": ((), ()),
     # Activations: the batch takes over the axes that the weights leave free.
-    "batch": (("data", "fsdp"), ("data", "fsdp", "micro_pipe", "micro")),
+    "batch": (("data", "fsdp", "expert"), ("data", "fsdp", "expert", "micro_pipe", "micro")),
 }
 _ACTIVATIONS = ("batch",)
 

@@ -28,6 +28,8 @@ class TokenHead(nnx.Module):
     def __call__(self, hidden: Float[Array, "*B D"], table: Float[Array, "V D"]) -> Float[Array, "*B V"]:
         matrix = table.T if self.config.tied_embeddings else self.matrix.get_value()
         logits = jnp.matmul(hidden, matrix.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        if self.config.logit_softcap > 0.0:
+            logits = self.config.logit_softcap * jnp.tanh(logits / self.config.logit_softcap)
         real = jnp.arange(logits.shape[-1]) < self.config.vocabulary_size
         return jnp.where(real, logits, PADDING_LOGIT)
 

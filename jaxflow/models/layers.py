@@ -1,4 +1,4 @@
-"""The parts of a decoder block: norms, rotary positions, attention projections, gated MLP.
+"""What decoder layers are made of and what they run in: weights with names, products, norms, surroundings.
 
 Knows no mesh and no cache: how queries meet keys, how activations are laid out and where layers run are functions
 handed in (`Surroundings`). Weights carry logical axis names; tables elsewhere say which mesh axes those are.
@@ -13,21 +13,37 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from jaxflow.models.decoder_config import DecoderConfig
+from jaxflow.models.experts import ExpertWeights, Routing, mix_experts
 
-Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
-"""(queries [B,T,N,H], keys [B,T,K,H], values [B,T,K,H], carry) -> (mixed values [B,T,N,H], carry)."""
+
+@dataclasses.dataclass(frozen=True)
+class AttentionRule:
+    """How one layer's queries meet keys."""
+
+    scale: float  # of the scores
+    softcap: float  # c: scores s become c·tanh(s/c); 0: off
+    window: int  # positions that a local layer sees, its own included
+    local: (
+        bool | Bool[Array, ""]
+    )  # whether this layer is one; an array where layers of both kinds are scanned
+
+
+Attend = Callable[[Array, Array, Array, AttentionRule, Any], tuple[Array, Any]]
+"""(queries [B,T,N,H], keys [B,T,K,H], values [B,T,K,H], rule, carry) -> (mixed values [B,T,N,H], carry)."""
 
 Constrain = Callable[[Array, Sequence[str | None]], Array]
 """(activation, one logical name or None per dimension) -> the same activation, its layout bound."""
 
 Block = Callable[[Array, Any], Array]
-"""(activation [B,T,D], one layer's weights) -> activation: a decoder layer as the functions below see it."""
+"""(activation [B,T,D], what one layer has of its own) -> activation: a decoder layer as the functions below see it."""
 
 OverLayers = Callable[[Block, Array, Any], Array]
-"""(block, activation [B,T,D], all layers' weights stacked on a leading axis) -> the activation after the last one."""
+"""(block, activation [B,T,D], all that layers have of their own, stacked on a leading axis) -> the last activation."""
+
+MixExperts = Callable[[Array, Array, ExpertWeights, Routing], Array]
+"""(x [B,T,D], router's logits [B,T,E], weights of all experts, routing) -> the experts' mixed results [B,T,D]."""
 
 
 def scan_layers(block: Block, x: Float[Array, "B T D"], stacked: Any) -> Float[Array, "B T D"]:
@@ -42,25 +58,7 @@ class Surroundings:
     attend: Attend
     constrain: Constrain
     over_layers: OverLayers = scan_layers  # of whole sequences; layers with a carry are unrolled
-
-
-def rotary_angles(
-    positions: Int[Array, "B T"], head_width: int, theta: float
-) -> tuple[Float[Array, "B T 1 H/2"], Float[Array, "B T 1 H/2"]]:
-    """Return cosine and sine of position · θ^(−2i/H), float32 (RoFormer, arXiv 2104.09864)."""
-    frequencies = theta ** (-jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
-    angles = positions.astype(jnp.float32)[..., None, None] * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(
-    heads: Float[Array, "B T N H"], angles: tuple[Float[Array, "B T 1 H/2"], Float[Array, "B T 1 H/2"]]
-) -> Float[Array, "B T N H"]:
-    """Rotate each pair (i, i + H/2) of a head by its angle: the half-split convention of Llama weights."""
-    cosine, sine = angles
-    first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
-    return rotated.astype(heads.dtype)
+    mix_experts: MixExperts = mix_experts
 
 
 def named_weight(value: Float[Array, "..."], names: Sequence[str | None]) -> nnx.Param:
@@ -69,7 +67,9 @@ def named_weight(value: Float[Array, "..."], names: Sequence[str | None]) -> nnx
     return nnx.Param(value, out_sharding=tuple(names), eager_sharding=False)
 
 
-def _weight(rngs: nnx.Rngs, shape: Sequence[int], names: Sequence[str | None], scale: float) -> nnx.Param:
+def random_weight(
+    rngs: nnx.Rngs, shape: Sequence[int], names: Sequence[str | None], scale: float
+) -> nnx.Param:
     return named_weight(scale * jax.random.normal(rngs.params(), tuple(shape), jnp.float32), names)
 
 
@@ -84,67 +84,16 @@ def project(x: Float[Array, "*B D"], weight: Float[Array, "D *F"]) -> Float[Arra
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x²) + ε) · scale, the mean in float32 (arXiv 1910.07467)."""
+    """x / sqrt(mean(x²) + ε) · scale, in float32 up to the end (arXiv 1910.07467); with an offset, · (1 + scale)."""
 
-    def __init__(self, width: int, epsilon: float):
-        self.scale = named_weight(jnp.ones((width,), jnp.float32), ("norm",))
+    def __init__(self, width: int, epsilon: float, offset: bool = False):
+        fresh = jnp.zeros if offset else jnp.ones
+        self.scale = named_weight(fresh((width,), jnp.float32), ("norm",))
         self.epsilon = epsilon
+        self.offset = offset
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         wide = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
-        return (wide * inverse * self.scale.get_value().astype(jnp.float32)).astype(x.dtype)
-
-
-class Attention(nnx.Module):
-    """Grouped-query attention with rotary positions (arXiv 2305.13245)."""
-
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        d, n, k, h = config.width, config.heads, config.kv_heads, config.head_width
-        scale = d**-0.5
-        self.query = _weight(rngs, (d, n, h), ("embed", "heads", None), scale)
-        self.key = _weight(rngs, (d, k, h), ("embed", "kv_heads", None), scale)
-        self.value = _weight(rngs, (d, k, h), ("embed", "kv_heads", None), scale)
-        self.output = _weight(rngs, (n, h, d), ("heads", None, "embed"), (n * h * 2 * config.layers) ** -0.5)
-
-    def __call__(self, x, angles, carry, around: Surroundings):
-        def heads(weight: nnx.Param, name: str):
-            return around.constrain(project(x, weight.get_value()), ("batch", None, name, None))
-
-        queries = rotate(heads(self.query, "heads"), angles)
-        keys = rotate(heads(self.key, "kv_heads"), angles)
-        mixed, carry = around.attend(queries, keys, heads(self.value, "kv_heads"), carry)
-        n, h, d = self.output.shape
-        output = self.output.get_value().reshape(n * h, d)
-        return project(mixed.reshape(*mixed.shape[:-2], n * h), output), carry
-
-
-class GatedMLP(nnx.Module):
-    """down(silu(gate(x)) · up(x)) (arXiv 2002.05202)."""
-
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        d, f = config.width, config.mlp_width
-        self.gate = _weight(rngs, (d, f), ("embed", "mlp"), d**-0.5)
-        self.up = _weight(rngs, (d, f), ("embed", "mlp"), d**-0.5)
-        self.down = _weight(rngs, (f, d), ("mlp", "embed"), (f * 2 * config.layers) ** -0.5)
-
-    def __call__(self, x: Float[Array, "B T D"], around: Surroundings) -> Float[Array, "B T D"]:
-        gate = around.constrain(project(x, self.gate.get_value()), ("batch", None, "mlp"))
-        up = around.constrain(project(x, self.up.get_value()), ("batch", None, "mlp"))
-        return project(jax.nn.silu(gate) * up, self.down.get_value())
-
-
-class DecoderLayer(nnx.Module):
-    """One pre-norm decoder layer."""
-
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
-        self.attention = Attention(config, rngs)
-        self.mlp_norm = RMSNorm(config.width, config.norm_epsilon)
-        self.mlp = GatedMLP(config, rngs)
-
-    def __call__(self, x, angles, carry, around: Surroundings):
-        mixed, carry = self.attention(self.attention_norm(x), angles, carry, around)
-        x = around.constrain(x + mixed, ("batch", None, None))
-        x = around.constrain(x + self.mlp(self.mlp_norm(x), around), ("batch", None, None))
-        return x, carry
+        scale = self.scale.get_value().astype(jnp.float32)
+        return (wide * inverse * (1.0 + scale if self.offset else scale)).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""One Llama-style decoder that trains, scores, prefills and decodes through the same blocks.
+"""One decoder that trains, scores, prefills and decodes through the same blocks.
 
 Knows no mesh, no cache layout, no loss and no sampling: what depends on these comes in as `layers.Surroundings`.
 Outside this room a model is a `Model` (its description) and a nested dict of arrays (its weights).
@@ -13,14 +13,48 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxflow.models.decoder_config import DecoderConfig
+from jaxflow.models.decoder_layer import DecoderLayer, Place
 from jaxflow.models.heads import ScalarHead, TokenHead
-from jaxflow.models.layers import DecoderLayer, RMSNorm, Surroundings, named_weight, rotary_angles
+from jaxflow.models.layers import RMSNorm, Surroundings, named_weight
+from jaxflow.models.rotary import Angles, frequencies, rotary_angles, scaled_frequencies
 
 Params = Mapping[str, Any]
 """Weights: a nested dict of arrays, `backbone` and `head` at the top, layers stacked on a leading axis L."""
+
+
+class _Places:
+    """Where the layers stand: those that see all and those that see a window may turn their heads differently.
+
+    Layers of one kind say so statically. Where both kinds are scanned over one compiled block, each layer brings
+    its kind along: masks and angles are chosen by it.
+    """
+
+    def __init__(self, config: DecoderConfig, positions: Int[Array, "B T"]):
+        self._config = config
+        self._whole = rotary_angles(positions, scaled_frequencies(config))
+        self._local = self._whole
+        if config.local_rope_theta > 0.0:
+            self._local = rotary_angles(positions, frequencies(config.head_width, config.local_rope_theta))
+
+    def per_layer(self) -> Bool[Array, "L"] | None:
+        """Return what each layer brings along of its kind; None where all are of one."""
+        kinds = self._config.local_layers
+        return jnp.asarray(kinds) if len(set(kinds)) > 1 else None
+
+    def at(self, local: bool | Bool[Array, ""] | None) -> Place:
+        """Return where a layer of this kind stands; None: of the kind that all are of."""
+        local = self._config.local_layers[0] if local is None else local
+        return Place(self._angles(local), local)
+
+    def _angles(self, local: bool | Bool[Array, ""]) -> Angles:
+        if isinstance(local, bool):
+            return self._local if local else self._whole
+        if self._local is self._whole:
+            return self._whole
+        return jax.tree.map(lambda a, b: jnp.where(local, a, b), self._local, self._whole)
 
 
 class Backbone(nnx.Module):
@@ -36,32 +70,34 @@ class Backbone(nnx.Module):
         table = 0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)
         self.embedding = named_weight(table, ("vocabulary", "embed"))
         self.layers = stacked(rngs)
-        self.final_norm = RMSNorm(config.width, config.norm_epsilon)
+        self.final_norm = RMSNorm(config.width, config.norm_epsilon, config.norm_offset)
         self.config = config
 
-    def _start(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], around: Surroundings):
+    def _start(self, tokens: Int[Array, "B T"], around: Surroundings) -> Float[Array, "B T D"]:
         # The table is sharded over both its dimensions at rest; gathering the width first keeps the look-up
         # a local one (sharded over both, XLA would rematerialise the whole activation).
         table = around.constrain(self.embedding.get_value(), ("vocabulary", None))
         x = jnp.take(table, tokens, axis=0).astype(self.config.compute_dtype)
-        return around.constrain(x, ("batch", None, None)), rotary_angles(
-            positions, self.config.head_width, self.config.rope_theta
-        )
+        if self.config.embedding_scale:
+            x = x * jnp.asarray(self.config.width**0.5, x.dtype)
+        return around.constrain(x, ("batch", None, None))
 
     def __call__(self, tokens: Int[Array, "B T"], around: Surroundings) -> Float[Array, "B T D"]:
         """Return hidden states of whole sequences that begin at position 0, one compiled block for all layers."""
         # One row of positions for all rows: however the rows are cut, their angles are the same.
-        x, angles = self._start(tokens, jnp.arange(tokens.shape[1])[None], around)
+        places = _Places(self.config, jnp.arange(tokens.shape[1])[None])
         definition, stacked = nnx.split(self.layers)
 
-        def block(x, weights):
-            return nnx.merge(definition, weights)(x, angles, None, around)[0]
+        def block(x, own):
+            weights, local = own
+            return nnx.merge(definition, weights)(x, places.at(local), None, around)[0]
 
         # Without remat the products with weights are kept, no more: what lies between them is cheaper to compute
         # again than to write into the scan's stacks and read back, and attention's [T, T] would be among it.
         policy = None if self.config.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         block = jax.checkpoint(block, prevent_cse=False, policy=policy)
-        return self.final_norm(around.over_layers(block, x, stacked))
+        own = (stacked, places.per_layer())
+        return self.final_norm(around.over_layers(block, self._start(tokens, around), own))
 
     def layer_weights(self) -> list[nnx.State]:
         """Return each layer's own weights, to be taken once outside a decoding loop."""
@@ -80,11 +116,12 @@ class Backbone(nnx.Module):
 
         A cache that went through `scan` would exist twice; unrolled, each layer's is updated in place.
         """
-        x, angles = self._start(tokens, positions, around)
+        x, places = self._start(tokens, around), _Places(self.config, positions)
         definition, _ = nnx.split(self.layers)
         carries = list(carries)
         for i, weights in enumerate(layer_weights):
-            x, carries[i] = nnx.merge(definition, weights)(x, angles, carries[i], around)
+            place = places.at(self.config.local_layers[i])
+            x, carries[i] = nnx.merge(definition, weights)(x, place, carries[i], around)
         return self.final_norm(x), tuple(carries)
 
 

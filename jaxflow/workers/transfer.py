@@ -126,14 +126,16 @@ def from_each_stage(grid: Grid, rows: int) -> ValuesOf:
     return ValuesOf(tuple(first[stage] for stage in sorted(first)))
 
 
-# The paper's six. Rows of training and scoring are cut over ('data', 'fsdp'); generation frees the micro axes of
-# tensor parallelism, and rows move there; a model without model parallelism has every device as a rank of its own.
+# The paper's six. Rows of training and scoring are cut over ('data', 'fsdp', 'expert'); generation frees the micro
+# axes of tensor parallelism, and rows move there; without model parallelism every device is a rank of its own.
 ONE_TO_ALL = TransferProtocol("ONE_TO_ALL", broadcast, from_all)
-THREE_D_PROTO = TransferProtocol("3D_PROTO", split("data", "fsdp"), gather("data", "fsdp"))
+THREE_D_PROTO = TransferProtocol(
+    "3D_PROTO", split("data", "fsdp", "expert"), gather("data", "fsdp", "expert")
+)
 THREE_D_ALL_MICRO_DP = TransferProtocol(
     "3D_ALL_MICRO_DP",
-    split("data", "fsdp", "micro_pipe", "micro"),
-    gather("data", "fsdp", "micro_pipe", "micro"),
+    split("data", "fsdp", "expert", "micro_pipe", "micro"),
+    gather("data", "fsdp", "expert", "micro_pipe", "micro"),
 )
 THREE_D_PP_ONLY = TransferProtocol("3D_PP_ONLY", broadcast, from_each_stage)
 DP_PROTO = TransferProtocol("DP_PROTO", split("*"), gather("*"))

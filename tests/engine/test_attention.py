@@ -1,54 +1,69 @@
 """Whole sequences and one token at a time attend alike, and as the formula says."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxflow.engine.attention import filling_cache, one_token, whole_sequence
+from jaxflow.models.layers import AttentionRule
 
 B, T, N, K, H, S = 3, 6, 4, 2, 5, 9
 GENERATOR = np.random.default_rng(0)
 QUERIES = GENERATOR.normal(size=(B, T, N, H)).astype(np.float32)
 KEYS, VALUES = GENERATOR.normal(size=(2, B, T, K, H)).astype(np.float32)
+PLAIN = AttentionRule(scale=H**-0.5, softcap=0.0, window=0, local=False)
+NEAR = AttentionRule(scale=0.3, softcap=0.7, window=3, local=True)
 
 
-def by_hand(queries, keys, values):
+def by_hand(queries, keys, values, rule=PLAIN):
     mixed = np.zeros(queries.shape)
     for b, t, n in np.ndindex(queries.shape[:3]):
         shared = n // (queries.shape[2] // keys.shape[2])
-        scores = keys[b, : t + 1, shared].astype(np.float64) @ queries[b, t, n] / np.sqrt(H)
+        first = max(0, t + 1 - rule.window) if rule.local else 0
+        scores = keys[b, first : t + 1, shared].astype(np.float64) @ queries[b, t, n] * rule.scale
+        scores = rule.softcap * np.tanh(scores / rule.softcap) if rule.softcap > 0 else scores
         weights = np.exp(scores - scores.max())
-        mixed[b, t, n] = weights / weights.sum() @ values[b, : t + 1, shared]
+        mixed[b, t, n] = weights / weights.sum() @ values[b, first : t + 1, shared]
     return mixed
 
 
 def test_whole_sequences_attend_causally_with_grouped_heads():
-    mixed, carry = whole_sequence("cpu")(QUERIES, KEYS, VALUES, "carry")
+    mixed, carry = whole_sequence("cpu")(QUERIES, KEYS, VALUES, PLAIN, "carry")
     np.testing.assert_allclose(mixed, by_hand(QUERIES, KEYS, VALUES), atol=1e-5)
     assert carry == "carry"
 
 
 @pytest.mark.parametrize("heads", [K, 2 * K])
 def test_one_head_per_group_and_several_are_alike(heads):
-    mixed, _ = whole_sequence("cpu")(QUERIES[:, :, :heads], KEYS, VALUES, None)
+    mixed, _ = whole_sequence("cpu")(QUERIES[:, :, :heads], KEYS, VALUES, PLAIN, None)
     np.testing.assert_allclose(mixed, by_hand(QUERIES[:, :, :heads], KEYS, VALUES), atol=1e-5)
 
 
 def test_scores_of_thousands_neither_overflow_nor_blur():
-    mixed, _ = whole_sequence("cpu")(300 * QUERIES, 300 * KEYS, VALUES, None)
+    mixed, _ = whole_sequence("cpu")(300 * QUERIES, 300 * KEYS, VALUES, PLAIN, None)
     np.testing.assert_allclose(mixed, by_hand(300 * QUERIES, 300 * KEYS, VALUES), atol=1e-4)
 
 
 def test_filling_a_cache_attends_as_without_one_and_writes_its_front():
     empty = tuple(jnp.full((B, K, S, H), 7.0) for _ in range(2))
-    mixed, (keys, values) = filling_cache("cpu")(QUERIES, KEYS, VALUES, empty)
+    mixed, (keys, values) = filling_cache("cpu")(QUERIES, KEYS, VALUES, PLAIN, empty)
     np.testing.assert_allclose(mixed, by_hand(QUERIES, KEYS, VALUES), atol=1e-5)
     np.testing.assert_array_equal(keys[:, :, :T], KEYS.swapaxes(1, 2))
     np.testing.assert_array_equal(values[:, :, :T], VALUES.swapaxes(1, 2))
     assert (np.asarray(values[:, :, T:]) == 7.0).all()
 
 
-def test_one_token_per_row_sees_its_own_past_and_nothing_behind_it():
+@pytest.mark.parametrize("local", [True, jnp.bool_(True)], ids=["static", "traced"])
+def test_a_local_layer_sees_its_window_through_the_soft_cap(local):
+    rule = dataclasses.replace(NEAR, local=local)
+    mixed, _ = whole_sequence("cpu")(QUERIES, KEYS, VALUES, rule, None)
+    np.testing.assert_allclose(mixed, by_hand(QUERIES, KEYS, VALUES, NEAR), atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", [PLAIN, NEAR], ids=["plain", "near"])
+def test_one_token_per_row_sees_its_own_past_and_nothing_behind_it(rule):
     positions = np.array([0, 3, 5])
     poisoned = [np.full((B, K, S, H), 1e3, np.float32) for _ in range(2)]
     for b, position in enumerate(positions):
@@ -56,13 +71,13 @@ def test_one_token_per_row_sees_its_own_past_and_nothing_behind_it():
         poisoned[1][b, :, :position] = VALUES[b, :position].swapaxes(0, 1)
     rows = np.arange(B)
     new = [x[rows, positions][:, None] for x in (QUERIES, KEYS, VALUES)]
-    mixed, (keys, _) = one_token(jnp.asarray(positions))(*new, tuple(map(jnp.asarray, poisoned)))
-    np.testing.assert_allclose(mixed[:, 0], by_hand(QUERIES, KEYS, VALUES)[rows, positions], atol=1e-5)
+    mixed, (keys, _) = one_token(jnp.asarray(positions))(*new, rule, tuple(map(jnp.asarray, poisoned)))
+    np.testing.assert_allclose(mixed[:, 0], by_hand(QUERIES, KEYS, VALUES, rule)[rows, positions], atol=1e-5)
     np.testing.assert_array_equal(np.asarray(keys)[rows, :, positions], KEYS[rows, positions])
 
 
 def test_a_narrow_cache_holds_narrow_numbers():
     empty = tuple(jnp.zeros((B, K, S, H), jnp.bfloat16) for _ in range(2))
-    _, (keys, _) = filling_cache("cpu")(QUERIES, KEYS, VALUES, empty)
+    _, (keys, _) = filling_cache("cpu")(QUERIES, KEYS, VALUES, PLAIN, empty)
     assert keys.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(keys[:, :, :T], np.float32), KEYS.swapaxes(1, 2), rtol=2**-8)

@@ -24,7 +24,7 @@ def groups(mesh, *axes):
 
 def test_sizes_follow_the_axes():
     mesh = tiny.mesh_of((2, 1, 4, 2))
-    sizes = {"data": 2, "fsdp": 1, "pipe": 1, "micro_pipe": 1, "tensor": 2, "micro": 2}
+    sizes = {"data": 2, "fsdp": 1, "expert": 1, "pipe": 1, "micro_pipe": 1, "tensor": 2, "micro": 2}
     assert dict(mesh.shape) == sizes
     assert mesh.axis_names == AXES
     assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}

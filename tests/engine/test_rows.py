@@ -8,7 +8,7 @@ import worlds
 from jaxflow.engine.mesh import AXES, make_mesh
 from jaxflow.engine.rows import EMPTY, Rows, block
 
-TRAINING, GENERATION = ("data", "fsdp"), ("data", "fsdp", "micro_pipe", "micro")
+TRAINING, GENERATION = ("data", "fsdp", "expert"), ("data", "fsdp", "expert", "micro_pipe", "micro")
 # (data, fsdp, training tensor size, generation tensor size) of four devices: blocks that one process holds alone,
 # that both hold, and that they hold in turns.
 MESHES = ((2, 2, 1, 1), (2, 1, 2, 2), (1, 1, 4, 4), (1, 1, 4, 2))

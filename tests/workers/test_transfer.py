@@ -21,17 +21,17 @@ from jaxflow.workers.transfer import (
     split,
 )
 
-# data, fsdp, pipe, micro_pipe, tensor, micro; devices per process
+# data, fsdp, expert, pipe, micro_pipe, tensor, micro; devices per process
 GRIDS = {
-    "one process": ((2, 1, 1, 1, 1, 2), 4),
-    "rows apart": ((2, 2, 1, 1, 1, 1), 1),
-    "peers in one process": ((2, 1, 1, 1, 1, 2), 2),
-    "tensor over processes": ((2, 1, 1, 1, 2, 2), 2),
-    "micro over processes": ((1, 1, 1, 1, 1, 4), 2),
-    "stages over processes": ((2, 1, 2, 2, 1, 2), 2),
-    "three replicas": ((3, 1, 1, 1, 1, 2), 2),
+    "one process": ((2, 1, 1, 1, 1, 1, 2), 4),
+    "rows apart": ((2, 2, 1, 1, 1, 1, 1), 1),
+    "peers in one process": ((2, 1, 1, 1, 1, 1, 2), 2),
+    "tensor over processes": ((2, 1, 1, 1, 1, 2, 2), 2),
+    "experts, and micro over processes": ((1, 1, 2, 1, 1, 1, 4), 2),
+    "stages over processes": ((2, 1, 1, 2, 2, 1, 2), 2),
+    "three replicas": ((3, 1, 1, 1, 1, 1, 2), 2),
 }
-AXES = ("data", "fsdp", "pipe", "micro_pipe", "tensor", "micro")
+AXES = ("data", "fsdp", "expert", "pipe", "micro_pipe", "tensor", "micro")
 ON_EVERY_GRID = pytest.mark.parametrize("sizes", GRIDS.values(), ids=GRIDS)
 ROWS = (24, 7, 1, 0)
 
@@ -67,8 +67,8 @@ def flat(ranges):
 
 
 SPLITS = {
-    THREE_D_PROTO: ("data", "fsdp"),
-    THREE_D_ALL_MICRO_DP: ("data", "fsdp", "micro_pipe", "micro"),
+    THREE_D_PROTO: ("data", "fsdp", "expert"),
+    THREE_D_ALL_MICRO_DP: ("data", "fsdp", "expert", "micro_pipe", "micro"),
     DP_PROTO: AXES,
 }
 

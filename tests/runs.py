@@ -26,7 +26,7 @@ from jaxflow.workers.launch import launched
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG_FILE = ROOT / "configs" / "ppo_tiny.py"
 STEPS = 4
-LINE_SECONDS = 120  # a machine shared with others is slow to start Ray
+LINE_SECONDS = 300  # against hangs alone: tests run side by side
 
 MICRO = {
     "run.total_steps": STEPS,

@@ -6,10 +6,15 @@ Knows no device and no process, and no algorithm: which roles there must be is c
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 
+import jax
+
 from jaxflow.config import Config, MeshConfig
+from jaxflow.engine.sharding import TABLE, fitting_prefix
 from jaxflow.models.decoder_config import DecoderConfig
+from jaxflow.models.transformer import LanguageModel, Model, ScalarModel, describe
 
 _FLOAT32_BYTES = 4
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -23,11 +28,19 @@ class MeshSizes:
     fsdp: int
     tensor: int  # t_g
     micro: int  # t / t_g
+    pipe: int = 1  # p_g
+    micro_pipe: int = 1  # p / p_g
+    expert: int = 1
 
     @property
     def devices(self) -> int:
         """Count the devices of the mesh."""
-        return self.data * self.fsdp * self.tensor * self.micro
+        return self.training_replicas * self.stages * self.training_tensor
+
+    @property
+    def stages(self) -> int:
+        """Return p, the pipeline stages of training and scoring."""
+        return self.pipe * self.micro_pipe
 
     @property
     def training_tensor(self) -> int:
@@ -42,7 +55,7 @@ class MeshSizes:
     @property
     def generation_replicas(self) -> int:
         """Count the groups of devices that the rows of generation are split over."""
-        return self.data * self.fsdp * self.micro
+        return self.data * self.fsdp * self.micro_pipe * self.micro
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +72,15 @@ class PoolPlan:
 class RoleBytes:
     """What one role keeps on each device of its pool, in bytes; activations and caches come on top."""
 
-    weights: int  # float32 masters, N / (t · fsdp)
-    training: int  # float32 gradient and two Adam moments, 3 N / (t · fsdp); 0 for a frozen model
-    rollout: int  # copy in the rollout's dtype, N / t_g; 0 for a model that does not generate
+    weights: int  # float32 masters, N / (t · p · fsdp)
+    training: int  # float32 gradient and two Adam moments, 3 N / (t · p · fsdp); 0 for a frozen model
+    rollout: int  # copy in the rollout's dtype, N / (t_g · p_g); 0 for a model that does not generate
 
 
 def mesh_sizes(mesh: MeshConfig) -> MeshSizes:
-    """Return the mesh with the training tensor axis split into `tensor` × `micro`."""
-    return MeshSizes(mesh.data, mesh.fsdp, mesh.generation_tensor, mesh.tensor // mesh.generation_tensor)
+    """Return the mesh with each parallel size of training split into generation's part and the rest."""
+    tensor, micro = mesh.generation_tensor, mesh.tensor // mesh.generation_tensor
+    return MeshSizes(mesh.data, mesh.fsdp, tensor, micro, pipe=1, micro_pipe=mesh.pipe)
 
 
 def plan_pools(config: Config) -> dict[str, PoolPlan]:
@@ -97,17 +111,27 @@ def parameter_count(role: str, model: DecoderConfig) -> int:
 def role_bytes(role: str, model: DecoderConfig, mesh: MeshSizes, rollout_dtype: str) -> RoleBytes:
     """Return the bytes that a role with this model keeps on each device of a mesh.
 
-    Vectors (two norms per layer, the last one, a scalar head) are whole on every device.
+    Counted in the shapes and the table of layouts themselves: what is not cut over an axis is whole on all of it.
     """
-    vectors = 2 * model.layers + (1 if holds_tokens_head(role) else 2)
-    whole = vectors * model.width
-    sharded = parameter_count(role, model) - whole
-    masters = sharded // (mesh.training_tensor * mesh.fsdp) + whole
-    rollout = (sharded // mesh.tensor + whole) * _DTYPE_BYTES[rollout_dtype]
+    described = describe(model, LanguageModel if holds_tokens_head(role) else ScalarModel)
+    masters, rollout = (_numbers(described, column, mesh) for column in (0, 1))
     return RoleBytes(
         weights=masters * _FLOAT32_BYTES,
         training=3 * masters * _FLOAT32_BYTES if role in ("actor", "critic") else 0,
-        rollout=rollout if role == "actor" else 0,
+        rollout=rollout * _DTYPE_BYTES[rollout_dtype] if role == "actor" else 0,
+    )
+
+
+def _numbers(model: Model, column: int, mesh: MeshSizes) -> int:
+    """Count the numbers of a model on one device under a column of the table of layouts."""
+    sizes = vars(mesh)
+    axes = {name: columns[column] for name, columns in TABLE.items()}
+    axes["kv_heads"] = fitting_prefix(model.config.kv_heads, axes["kv_heads"], sizes)
+    ways = {None: 1} | {name: math.prod(sizes[axis] for axis in cut) for name, cut in axes.items()}
+    names = jax.tree.leaves(model.names, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    return sum(
+        math.prod(size // ways[name] for size, name in zip(leaf.shape, named, strict=True))
+        for leaf, named in zip(jax.tree.leaves(model.shapes), names, strict=True)
     )
 
 
@@ -121,13 +145,13 @@ def describe_pool(
         f" → {', '.join(plan.roles)}"
     )
     yield (
-        f"  training    data {mesh.data} × fsdp {mesh.fsdp} × tensor {mesh.training_tensor}"
-        f" → rows over {_counted(mesh.training_replicas, 'replica')}"
+        f"  training    data {mesh.data} × fsdp {mesh.fsdp}{_axis('pipe', mesh.stages)} × tensor"
+        f" {mesh.training_tensor} → rows over {_counted(mesh.training_replicas, 'replica')}"
     )
     if "actor" in plan.roles:
         yield (
-            f"  generation  data {mesh.data} × fsdp {mesh.fsdp} × micro {mesh.micro} × tensor {mesh.tensor}"
-            f" → rows over {_counted(mesh.generation_replicas, 'replica')}"
+            f"  generation  data {mesh.data} × fsdp {mesh.fsdp}{_axis('micro_pipe', mesh.micro_pipe)}"
+            f" × micro {mesh.micro} × tensor {mesh.tensor} → rows over {_counted(mesh.generation_replicas, 'replica')}"
         )
     for role in plan.roles:
         if role not in models:
@@ -139,6 +163,11 @@ def describe_pool(
         parts += [f"{readable_bytes(held.rollout)} rollout weights"] if held.rollout > 0 else []
         count = parameter_count(role, models[role])
         yield f"  {role:<10}  {count:,} parameters → per device {', '.join(parts)}"
+
+
+def _axis(name: str, size: int) -> str:
+    """Name an axis that few meshes have."""
+    return f" × {name} {size}" if size > 1 else ""
 
 
 def readable_bytes(size: int) -> str:

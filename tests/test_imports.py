@@ -37,7 +37,7 @@ ALLOWED = {
     "stop": set(),
     "user_code": {"types"},
     "config": {"types", "models.decoder_config"},
-    "placement": {"config", "models.decoder_config"},
+    "placement": {"config", "models.decoder_config", "models.transformer", "engine.sharding"},
     "batch_algebra": {"types", "config", "placement", "engine.batching", "models.decoder_config"},
     "checks": {
         "types",

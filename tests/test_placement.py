@@ -23,7 +23,7 @@ from jaxflow.placement import (
 )
 
 MODEL = DecoderConfig(
-    vocabulary_size=100, width=64, layers=3, heads=8, kv_heads=4, head_width=16, mlp_width=96
+    vocabulary_size=100, width=64, layers=4, heads=8, kv_heads=4, head_width=16, mlp_width=96
 )
 
 
@@ -37,16 +37,25 @@ def numbers_on_a_device(layout, model) -> int:
     return sum(jax.tree.leaves(shards))
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(2, 1, 4, 2), MeshConfig(1, 2, 4, 1)])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        MeshConfig(),
+        MeshConfig(2, 1, 4, 2),
+        MeshConfig(1, 2, 4, 1),
+        MeshConfig(1, 1, 8, 8),
+        MeshConfig(1, 1, 2, 1, 4),
+    ],
+)
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(("role", "kind"), [("actor", LanguageModel), ("critic", ScalarModel)])
 def test_bytes_are_those_of_the_engines_own_shardings(role, kind, tied, mesh):
     decoder = DecoderConfig(**{**vars(MODEL), "tied_embeddings": tied})
-    devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor]
-    placed = make_mesh(mesh.data, mesh.fsdp, mesh.tensor, mesh.generation_tensor, devices)
+    devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor * mesh.pipe]
+    placed = make_mesh(mesh.data, mesh.fsdp, mesh.tensor, mesh.generation_tensor, devices, pipe=mesh.pipe)
     model = describe(decoder, kind)
-    training = numbers_on_a_device(training_layout(placed), model)
-    generation = numbers_on_a_device(generation_layout(placed), model) if role == "actor" else 0
+    training = numbers_on_a_device(training_layout(placed, decoder), model)
+    generation = numbers_on_a_device(generation_layout(placed, decoder), model) if role == "actor" else 0
     held = role_bytes(role, decoder, mesh_sizes(mesh), "bfloat16")
     assert held == RoleBytes(weights=4 * training, training=12 * training, rollout=2 * generation)
     assert parameter_count(role, decoder) == sum(leaf.size for leaf in jax.tree.leaves(model.shapes))
@@ -60,14 +69,10 @@ def test_frozen_models_keep_weights_alone():
 
 
 def test_axes_multiply_to_devices_and_replicas():
-    mesh = mesh_sizes(MeshConfig(data=2, fsdp=3, tensor=8, generation_tensor=2))
-    assert mesh == MeshSizes(data=2, fsdp=3, tensor=2, micro=4)
-    assert (mesh.devices, mesh.training_tensor, mesh.training_replicas, mesh.generation_replicas) == (
-        48,
-        8,
-        6,
-        24,
-    )
+    mesh = mesh_sizes(MeshConfig(data=2, fsdp=3, tensor=8, generation_tensor=2, pipe=5))
+    assert mesh == MeshSizes(data=2, fsdp=3, tensor=2, micro=4, pipe=1, micro_pipe=5)
+    assert (mesh.devices, mesh.training_tensor, mesh.stages) == (240, 8, 5)
+    assert (mesh.training_replicas, mesh.generation_replicas) == (6, 120)
 
 
 def test_a_pool_is_described_by_hosts_layouts_and_bytes():

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 
 from jaxflow.batch_algebra import sequences_per_step, with_vocabulary
 from jaxflow.config import Config, PoolConfig
-from jaxflow.engine.layout_rules import Parallelism, nearest_layouts
+from jaxflow.engine.layout_rules import Parallelism, layout_problems, nearest_layouts
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.placement import MeshSizes, mesh_sizes, roles_with_models
 
-_NAMED_MESHES = 3  # offered where one cannot be
-_CONSIDERED_MESHES = 1000  # that those are taken from; most of them are pipelines, which no pool has yet
+_NAMED_MESHES, _NAMED_SIZES = 3, 4  # offered where one cannot be
+_CONSIDERED_MESHES = 1000  # that those are taken from; some of them generate in stages, which no pool does
 
 
 def role_problems(config: Config, cast: Sequence[str]) -> Iterator[str]:
@@ -54,11 +54,12 @@ def mesh_problems(config: Config, devices_available: int | None) -> Iterator[str
     cluster = config.cluster
     for name, pool in cluster.pools.items():
         path, mesh, devices = f"cluster.pools.{name}", pool.mesh, pool.hosts * pool.devices_per_host
-        product = mesh.data * mesh.fsdp * mesh.tensor
+        product = mesh.data * mesh.fsdp * mesh.pipe * mesh.tensor
         if product != devices:
             yield (
-                f"{path}.mesh: data {mesh.data} × fsdp {mesh.fsdp} × tensor {mesh.tensor} = {product} devices, but"
-                f" hosts {pool.hosts} × devices_per_host {pool.devices_per_host} = {devices}; change one of them"
+                f"{path}.mesh: data {mesh.data} × fsdp {mesh.fsdp} × pipe {mesh.pipe} × tensor {mesh.tensor} ="
+                f" {product} devices, but hosts {pool.hosts} × devices_per_host {pool.devices_per_host} ="
+                f" {devices}; change one of them"
             )
         if mesh.generation_tensor > 0 and mesh.tensor % mesh.generation_tensor != 0:
             yield (
@@ -80,35 +81,33 @@ def sharding_problems(config: Config, vocabulary_size: int | None) -> Iterator[s
         path, model = _model_of(config, role)
         asked[path, pool] = model
     for (path, pool), model in asked.items():
-        mesh = config.cluster.pools[pool].mesh
         known = with_vocabulary(model, 0 if vocabulary_size is None else vocabulary_size)
-        nearest = _nearest_meshes(config.cluster.pools[pool], known)
-        for key, size, axis, ways in (
-            ("heads", model.heads, "tensor", mesh.tensor),
-            ("kv_heads", model.kv_heads, "tensor", mesh.tensor),
-            ("mlp_width", model.mlp_width, "tensor", mesh.tensor),
-            ("width", model.width, "fsdp", mesh.fsdp),
-        ):
-            if size % ways != 0:
-                yield (
-                    f"{path}.{key} = {size} cannot be split over cluster.pools.{pool}.mesh.{axis} = {ways};"
-                    f" set the axis to a divisor of {size}, or {key} to a multiple of {ways}{nearest}"
-                )
-        if known.padded_vocabulary_size % mesh.tensor != 0:
+        sizes = config.cluster.pools[pool]
+        problems = layout_problems(_parallelism(sizes), sizes.hosts * sizes.devices_per_host, known)
+        # What a mesh alone has wrong is said once, of the mesh.
+        for problem in (problem for problem in problems if problem.key):
+            fitting = ", ".join(map(str, problem.fitting[:_NAMED_SIZES]))
             yield (
-                f"cluster.pools.{pool}.mesh.tensor = {mesh.tensor} cannot split the vocabulary of {path}, padded"
-                f" to {known.padded_vocabulary_size}; set it to a power of two{nearest}"
+                f"{path}: {problem.message} of pool {pool}; set cluster.pools.{pool}.mesh.{problem.field} to one of"
+                f" {fitting}, or {path}.{problem.mend}{_nearest_meshes(sizes, known)}"
             )
+
+
+def _parallelism(pool: PoolConfig) -> Parallelism:
+    mesh = pool.mesh
+    return Parallelism(
+        mesh.data, mesh.fsdp, mesh.tensor, mesh.generation_tensor, pipe=mesh.pipe, generation_pipe=1
+    )
 
 
 def _nearest_meshes(pool: PoolConfig, model: DecoderConfig) -> str:
     """Name the meshes nearest to a pool's that can hold the model on its devices."""
-    mesh, devices = pool.mesh, pool.hosts * pool.devices_per_host
-    asked = Parallelism(mesh.data, mesh.fsdp, mesh.tensor, mesh.generation_tensor, pipe=1, generation_pipe=1)
+    devices = pool.hosts * pool.devices_per_host
     can_be = [
-        f"data {one.data} × fsdp {one.fsdp} × tensor {one.tensor}, generation_tensor {one.generation_tensor}"
-        for one in nearest_layouts(asked, devices, model, _CONSIDERED_MESHES)
-        if one.pipe == 1 and model.kv_heads % one.tensor == 0
+        f"data {one.data} × fsdp {one.fsdp} × pipe {one.pipe} × tensor {one.tensor}, generation_tensor"
+        f" {one.generation_tensor}"
+        for one in nearest_layouts(_parallelism(pool), devices, model, _CONSIDERED_MESHES)
+        if one.generation_pipe == 1
     ]
     return f"; nearest meshes that can be: {' | '.join(can_be[:_NAMED_MESHES])}" if can_be else ""
 
@@ -138,8 +137,8 @@ def row_problems(config: Config) -> Iterator[str]:
         if whole and sequences % mesh.generation_replicas != 0:
             yield (
                 f"{product} = {sequences} sequences per step cannot be split over the {mesh.generation_replicas}"
-                f" generation replicas of pool {placed['actor']} (data × fsdp × tensor / generation_tensor); make"
-                " it a multiple"
+                f" generation replicas of pool {placed['actor']} (data × fsdp × pipe × tensor /"
+                " generation_tensor); make it a multiple"
             )
         elif whole and config.rollout.parts > 1:
             pools = [meshes[pool].training_replicas for pool in placed.values()]

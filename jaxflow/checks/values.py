@@ -88,6 +88,7 @@ _MODEL_RANGES: Mapping[str, _Range] = {
     **dict.fromkeys(("query_scale", "attention_softcap", "logit_softcap", "local_rope_theta"), _FROM_ZERO),
     **dict.fromkeys(("sliding_window", "global_every", "head_padding"), _FROM_ZERO),
     **dict.fromkeys(("experts", "experts_per_token"), _FROM_ZERO),
+    "vocabulary_multiple": _FROM_ONE,
 }
 
 
@@ -116,7 +117,7 @@ _RANGES: Mapping[str, _Range] = {
     "checkpoint.keep": _FROM_ONE,
     **dict.fromkeys(("cluster.pools.*.hosts", "cluster.pools.*.devices_per_host"), _FROM_ONE),
     **dict.fromkeys(
-        (f"cluster.pools.*.mesh.{axis}" for axis in ("data", "fsdp", "tensor", "generation_tensor")),
+        (f"cluster.pools.*.mesh.{axis}" for axis in ("data", "fsdp", "tensor", "generation_tensor", "pipe")),
         _FROM_ONE,
     ),
     **dict.fromkeys(

@@ -45,7 +45,9 @@ class LayoutProblem:
     """One reason why a division cannot be."""
 
     field: str  # of Parallelism
+    key: str  # of the model, what does not fit; empty where no model is asked
     message: str  # what does not fit
+    mend: str  # what else could change: a key of the model and its value; empty where there is none
     fitting: tuple[int, ...]  # values of the field that would, the rest left as it is; the nearest first
 
 
@@ -54,32 +56,85 @@ class _Rule:
     """`ways` must divide `whole`."""
 
     field: str
+    key: str
     whole: Callable[[Parallelism, DecoderConfig], int]
     ways: Callable[[Parallelism], int]
     what: str
     over: str
+    mend: Callable[[DecoderConfig, int], str]  # (model, ways) -> what of the model would do
+
+
+def _nothing(model: DecoderConfig, ways: int) -> str:
+    return ""
+
+
+def _more_of(key: str) -> Callable[[DecoderConfig, int], str]:
+    return lambda model, ways: f"{key} to a multiple of {ways}"
+
+
+def _padded_heads(model: DecoderConfig, ways: int) -> str:
+    group = model.heads // model.kv_heads
+    unit = ways // math.gcd(ways, model.kv_heads)
+    return f"head_padding to {-group % unit}"
+
+
+def _wider_tables(model: DecoderConfig, ways: int) -> str:
+    return f"vocabulary_multiple to {math.lcm(model.vocabulary_multiple, ways)}"
+
+
+def _of_model(field: str, key: str, whole: Callable[[DecoderConfig], int]) -> _Rule:
+    """Return the rule that an axis divides a size of the model."""
+    return _Rule(
+        field,
+        key,
+        lambda _, model: whole(model),
+        lambda parallelism: vars(parallelism)[field],
+        f"the model's {key}",
+        field,
+        _more_of(key),
+    )
 
 
 # Key/value heads are not among them: where they are fewer than ranks they are replicated (Layout.fitting).
 _RULES = (
     _Rule(
         "generation_tensor",
+        "",
         lambda p, _: p.tensor,
         lambda p: p.generation_tensor,
         "tensor",
         "generation_tensor",
+        _nothing,
     ),
-    _Rule("generation_pipe", lambda p, _: p.pipe, lambda p: p.generation_pipe, "pipe", "generation_pipe"),
-    _Rule("tensor", lambda _, m: m.heads, lambda p: p.tensor, "the model's heads", "tensor"),
-    _Rule("tensor", lambda _, m: m.mlp_width, lambda p: p.tensor, "the model's mlp_width", "tensor"),
-    _Rule("fsdp", lambda _, m: m.width, lambda p: p.fsdp, "the model's width", "fsdp"),
-    _Rule("pipe", lambda _, m: m.layers, lambda p: p.pipe, "the model's layers", "pipe"),
+    _Rule(
+        "generation_pipe",
+        "",
+        lambda p, _: p.pipe,
+        lambda p: p.generation_pipe,
+        "pipe",
+        "generation_pipe",
+        _nothing,
+    ),
     _Rule(
         "tensor",
+        "heads",
+        lambda _, m: m.padded_heads,
+        lambda p: p.tensor,
+        "the model's heads",
+        "tensor",
+        _padded_heads,
+    ),
+    _of_model("tensor", "mlp_width", lambda m: m.mlp_width),
+    _of_model("fsdp", "width", lambda m: m.width),
+    _of_model("pipe", "layers", lambda m: m.layers),
+    _Rule(
+        "tensor",
+        "vocabulary_size",
         lambda _, m: m.padded_vocabulary_size,
         lambda p: p.tensor * p.pipe,
         "the padded vocabulary",
         "tensor × pipe",
+        _wider_tables,
     ),
 )
 
@@ -97,7 +152,9 @@ def layout_problems(asked: Parallelism, devices: int, model: DecoderConfig) -> l
             problems.append(
                 LayoutProblem(
                     rule.field,
+                    rule.key,
                     f"{rule.what} = {whole} cannot be divided by {rule.over} = {ways}",
+                    rule.mend(model, ways),
                     _fitting(rule, asked, devices, model),
                 )
             )
@@ -106,8 +163,10 @@ def layout_problems(asked: Parallelism, devices: int, model: DecoderConfig) -> l
         problems.append(
             LayoutProblem(
                 "data",
+                "",
                 f"data {asked.data} × fsdp {asked.fsdp} × tensor {asked.tensor} × pipe {asked.pipe} ="
                 f" {asked.devices} devices, the pool has {devices}",
+                "",
                 (devices // others,) if devices % others == 0 else (),
             )
         )

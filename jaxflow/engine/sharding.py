@@ -1,7 +1,7 @@
 """Where every weight and activation lives: one table, a column for training and one for generation.
 
-Knows logical names and mesh axes; no model, no algorithm. The rule that makes the switch between the columns
-cheapest is checked here: for each name, the generation axes are a prefix of the training axes.
+Knows logical names, mesh axes and the sizes of a model; no weights, no algorithm. The rule that makes the switch
+between the columns cheapest is checked here: for each name, the generation axes are a prefix of the training axes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
+
+from jaxflow.models.decoder_config import DecoderConfig
 
 #            logical name   training               generation
 TABLE = {
@@ -64,8 +66,7 @@ class Layout:
         """
         fitted = dict(self.axes)
         for name, size in sizes.items():
-            while size % self._ways(fitted[name]) != 0:
-                fitted[name] = fitted[name][:-1]
+            fitted[name] = fitting_prefix(size, fitted[name], self.mesh.shape)
         return dataclasses.replace(self, axes=fitted)
 
     def _ways(self, axes: tuple[str, ...]) -> int:
@@ -82,17 +83,29 @@ class Layout:
         return self._ways(self.axes["batch"])
 
 
-def training_layout(mesh: Mesh) -> Layout:
-    """Return the training column on this mesh."""
-    return Layout(mesh, {name: columns[0] for name, columns in TABLE.items()})
+def fitting_prefix(size: int, axes: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """Return the longest prefix of mesh axes whose product divides a size."""
+    while size % math.prod(sizes[axis] for axis in axes) != 0:
+        axes = axes[:-1]
+    return axes
 
 
-def generation_layout(mesh: Mesh) -> Layout:
-    """Return the generation column on this mesh; ValueError if the table breaks the prefix rule."""
+def training_layout(mesh: Mesh, model: DecoderConfig | None = None) -> Layout:
+    """Return the training column on this mesh, fitted to a model; None: for rows alone, whatever the model."""
+    return _fitted(Layout(mesh, {name: columns[0] for name, columns in TABLE.items()}), model)
+
+
+def generation_layout(mesh: Mesh, model: DecoderConfig | None = None) -> Layout:
+    """Return the generation column on this mesh, fitted as training's; ValueError if the prefix rule is broken."""
     broken = broken_prefixes(TABLE)
     if broken:
         raise ValueError(f"generation axes are not a prefix of the training axes: {', '.join(broken)}")
-    return Layout(mesh, {name: columns[1] for name, columns in TABLE.items()})
+    return _fitted(Layout(mesh, {name: columns[1] for name, columns in TABLE.items()}), model)
+
+
+def _fitted(layout: Layout, model: DecoderConfig | None) -> Layout:
+    """Cut key/value heads as far as they go; whatever else does not divide is refused (layout_rules.py)."""
+    return layout if model is None else layout.fitting({"kv_heads": model.kv_heads})
 
 
 def broken_prefixes(table: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]) -> list[str]:

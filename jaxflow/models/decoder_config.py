@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-# Rows added to the embedding never win: their logits are masked. The multiple is fixed, not the mesh's, so that
-# a checkpoint means the same on every mesh.
-VOCABULARY_MULTIPLE = 64
-
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
@@ -20,6 +16,9 @@ class DecoderConfig:
     kv_heads: int = 4  # K, key/value heads; divides `heads`
     head_width: int = 32  # H
     mlp_width: int = 512  # F
+    # Rows that the vocabulary's tables are padded to a multiple of; they never win: their logits are masked. Not the
+    # mesh's choice: a checkpoint means the same on every mesh. Other than 64 where tensor × pipe does not divide that.
+    vocabulary_multiple: int = 64
     rope_theta: float = 10000.0  # base of the rotary frequencies
     norm_epsilon: float = 1e-5
     tied_embeddings: bool = False  # the output head is the transposed embedding table
@@ -63,8 +62,8 @@ class DecoderConfig:
 
     @property
     def padded_vocabulary_size(self) -> int:
-        """Round the vocabulary up so that every tensor-parallel size up to the multiple divides it."""
-        return -(-self.vocabulary_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        """Round the vocabulary up so that every tensor-parallel size that divides the multiple divides it."""
+        return -(-self.vocabulary_size // self.vocabulary_multiple) * self.vocabulary_multiple
 
     @property
     def padded_heads(self) -> int:

@@ -52,7 +52,16 @@ class Host:
     def use(self, devices: Sequence[jax.Device]) -> None:
         """Lay the pool's mesh over these devices, in their order."""
         sizes = self._pool.mesh
-        self._place = Place(make_mesh(sizes.data, sizes.fsdp, sizes.training_tensor, sizes.tensor, devices))
+        mesh = make_mesh(
+            sizes.data,
+            sizes.fsdp,
+            sizes.training_tensor,
+            sizes.tensor,
+            devices,
+            pipe=sizes.stages,
+            generation_pipe=sizes.pipe,
+        )
+        self._place = Place(mesh)
 
     def ping(self) -> None:
         """Answer: the process is there and its interpreter runs."""

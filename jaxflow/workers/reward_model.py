@@ -46,7 +46,7 @@ class Verifier:
     """The reward model before reinforcement learning: learns which answers are right, then hands its weights on."""
 
     def __init__(self, config: Config, derived: Derived, place: Place):
-        settings, layout = config.warm_start, training_layout(place.mesh)
+        settings, layout = config.warm_start, training_layout(place.mesh, derived.reward_model)
         self._sequences = settings.sequences_per_step
         model, loss = describe(derived.reward_model, ScalarModel), VerifierLoss()
         rate, steps = settings.reward_learning_rate, settings.reward_steps
@@ -91,7 +91,7 @@ class RewardModel(Reward):
     def __init__(self, config: Config, derived: Derived, place: Place):
         super().__init__(config, derived, place)
         self._model = describe(derived.reward_model, ScalarModel)
-        self._layout = training_layout(place.mesh)
+        self._layout = training_layout(place.mesh, derived.reward_model)
         budget = config.rollout.score_microbatch_tokens_per_device
         self._scorer = Scorer(self._model, self._layout, budget, 1.0)
         self._params: Params = {}

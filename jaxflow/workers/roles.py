@@ -73,8 +73,8 @@ class Actor(_Saved):
         algorithm, rollout = config.algorithm, config.rollout
         self._config, self._place = config, place
         model = describe(derived.actor_model, LanguageModel)
-        training = training_layout(place.mesh)
-        self._generation = generation_layout(place.mesh)
+        training = training_layout(place.mesh, model.config)
+        self._generation = generation_layout(place.mesh, model.config)
         self._generation_shardings = self._generation.weights(model.names)
         loss = PolicyLoss(
             clip_ratio_low=algorithm.clip_ratio_low,
@@ -177,7 +177,7 @@ class Student:
     """The policy before reinforcement learning: learns from demonstrations, then hands its weights on."""
 
     def __init__(self, config: Config, derived: Derived, place: Place):
-        settings, layout = config.warm_start, training_layout(place.mesh)
+        settings, layout = config.warm_start, training_layout(place.mesh, derived.actor_model)
         self._sequences = settings.sequences_per_step
         model, loss = describe(derived.actor_model, LanguageModel), SupervisedLoss()
         rate, steps = settings.learning_rate, settings.steps
@@ -206,7 +206,7 @@ class Critic(_Saved):
         algorithm = config.algorithm
         self._config = config
         model = describe(derived.critic_model, ScalarModel)
-        layout = training_layout(place.mesh)
+        layout = training_layout(place.mesh, model.config)
         loss = ValueLoss(
             value_clip=algorithm.value_clip,
             aggregation=algorithm.loss_aggregation,
@@ -258,7 +258,7 @@ class Reference:
 
     def __init__(self, config: Config, derived: Derived, place: Place):
         self._model = describe(derived.actor_model, LanguageModel)
-        self._layout = training_layout(place.mesh)
+        self._layout = training_layout(place.mesh, derived.actor_model)
         budget = config.rollout.score_microbatch_tokens_per_device
         self._scorer = Scorer(self._model, self._layout, budget, _log_prob_temperature(config))
         self._params: Params = {}

@@ -66,11 +66,13 @@ def test_each_role_must_stand_in_exactly_one_pool(changes, expected):
     [
         (
             {"cluster__pools__main__hosts": 3},
-            "cluster.pools.main.mesh: data 2 × fsdp 1 × tensor 4 = 8 devices, but hosts 3 × devices_per_host 4 = 12",
+            "cluster.pools.main.mesh: data 2 × fsdp 1 × pipe 1 × tensor 4 = 8 devices, but hosts 3 ×"
+            " devices_per_host 4 = 12",
         ),
         (
             {"cluster__pools__judges__mesh__data": 2},
-            "cluster.pools.judges.mesh: data 2 × fsdp 1 × tensor 1 = 2 devices, but hosts 1 × devices_per_host 3",
+            "cluster.pools.judges.mesh: data 2 × fsdp 1 × pipe 1 × tensor 1 = 2 devices, but hosts 1 ×"
+            " devices_per_host 3",
         ),
         ({"cluster__pools__main__mesh__generation_tensor": 3}, "mesh.tensor = 4; set it to one of: 1, 2, 4"),
     ],
@@ -91,11 +93,13 @@ def test_devices_of_all_pools_are_counted_together():
         # The reference is shaped as the actor and stands with it; the critic's own shape is split elsewhere.
         (
             {"actor__model__mlp_width": 510},
-            "actor.model.mlp_width = 510 cannot be split over cluster.pools.main",
+            "actor.model: the model's mlp_width = 510 cannot be divided by tensor = 4 of pool main; set"
+            " cluster.pools.main.mesh.tensor to one of 5, 3, 6, 2, or actor.model.mlp_width to a multiple of 4",
         ),
         (
             {"cluster__pools__judges__mesh__data": 1, "cluster__pools__judges__mesh__tensor": 3},
-            "actor.model.heads = 4 cannot be split over cluster.pools.judges.mesh.tensor = 3",
+            "actor.model: the model's heads = 4 cannot be divided by tensor = 3 of pool judges; set"
+            " cluster.pools.judges.mesh.tensor to one of 2, 1, or actor.model.head_padding to 2",
         ),
         (
             {
@@ -105,11 +109,20 @@ def test_devices_of_all_pools_are_counted_together():
                 "cluster__pools__judges__mesh__data": 1,
                 "cluster__pools__judges__mesh__tensor": 3,
             },
-            "cluster.pools.judges.mesh.tensor = 3 cannot split the vocabulary of critic.model, padded to 128",
+            "critic.model: the padded vocabulary = 128 cannot be divided by tensor × pipe = 3 of pool judges; set"
+            " cluster.pools.judges.mesh.tensor to one of 2, 1, or critic.model.vocabulary_multiple to 192",
         ),
         (
             {"cluster__pools__judges__mesh__data": 1, "cluster__pools__judges__mesh__fsdp": 3},
-            "actor.model.width = 128 cannot be split over cluster.pools.judges.mesh.fsdp = 3",
+            "actor.model: the model's width = 128 cannot be divided by fsdp = 3 of pool judges",
+        ),
+        (
+            {
+                "cluster__pools__main__mesh__data": 1,
+                "cluster__pools__main__mesh__pipe": 2,
+                "actor__model__layers": 3,
+            },
+            "actor.model: the model's layers = 3 cannot be divided by pipe = 2 of pool main",
         ),
     ],
 )
@@ -120,7 +133,7 @@ def test_weights_must_split_over_the_mesh_of_their_roles_pool(changes, expected)
 def test_the_nearest_meshes_that_can_hold_the_model_are_named():
     (problem,) = problems(config(actor__model__mlp_width=510))
     offered = problem.partition("; nearest meshes that can be: ")[2].split(" | ")
-    assert offered[0] == "data 4 × fsdp 1 × tensor 2, generation_tensor 2"
+    assert offered[0] == "data 4 × fsdp 1 × pipe 1 × tensor 2, generation_tensor 2"
     assert len(set(offered)) == 3
 
 
@@ -137,8 +150,22 @@ def test_a_reward_function_splits_no_weights_and_a_reward_model_does():
     }
     check(config(**alone), 100, 13)
     found = problems(config(**alone, **MODEL_REWARD))
-    assert all("cluster.pools.reward.mesh.tensor = 5" in problem for problem in found)
-    assert len(found) == 4  # heads, kv_heads, mlp_width, vocabulary
+    assert all("tensor = 5 of pool reward" in p or "tensor × pipe = 5 of pool reward" in p for p in found)
+    assert len(found) == 3  # heads, mlp_width, vocabulary: fewer key/value heads than ranks are replicated
+
+
+def test_tables_padded_to_a_multiple_that_the_ranks_divide_are_accepted():
+    alone = {
+        **roles("actor", "reward", "reference", "estimator"),
+        "actor__model__vocabulary_multiple": 192,
+        "actor__model__heads": 12,
+        "actor__model__kv_heads": 4,
+        "actor__model__mlp_width": 516,
+        "cluster__pools__critic__roles": ["critic"],
+        "cluster__pools__critic__devices_per_host": 3,
+        "cluster__pools__critic__mesh__tensor": 3,
+    }
+    check(config(**alone), 100, 11)
 
 
 @pytest.mark.parametrize(

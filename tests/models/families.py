@@ -11,13 +11,13 @@ from jaxflow.models.decoder_config import DecoderConfig
 
 torch.set_num_threads(1)
 VOCABULARY = 60
-_SIZES = dict(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, head_dim=8)
+_SIZES = dict(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, head_dim=8)
 _SIZES |= dict(num_key_value_heads=2, intermediate_size=48, max_position_embeddings=256, rms_norm_eps=1e-5)
 _SIZES |= dict(bos_token_id=0, eos_token_id=1, pad_token_id=2, tie_word_embeddings=False)
 _OURS = DecoderConfig(
     vocabulary_size=VOCABULARY,
     width=32,
-    layers=3,
+    layers=2,
     heads=4,
     kv_heads=2,
     head_width=8,
@@ -91,14 +91,14 @@ FAMILIES = {
         transformers.Gemma3TextConfig,
         _GEMMA
         | dict(
-            layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+            layer_types=["sliding_attention", "full_attention"],
             rope_parameters={
                 "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
                 "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
             },
         ),
         query_key_norm=True,
-        global_every=3,
+        global_every=2,
         rope_theta=1000.0,
         rope_scaling="linear",
         rope_factor=8.0,

@@ -16,7 +16,13 @@ from jaxflow.job import Job
 from jaxflow.run_directory import Checkpoint, RunDirectory
 from jaxflow.stop import Stop
 from jaxflow.tracking.console import Console
-from jaxflow.tracking.metrics import MetricsWriter, read_metrics, timing_metrics, validation_metrics
+from jaxflow.tracking.metrics import (
+    MetricsWriter,
+    read_metrics,
+    reward_metrics,
+    timing_metrics,
+    validation_metrics,
+)
 from jaxflow.tracking.report import summary
 from jaxflow.tracking.samples import SamplesWriter, pick_samples
 from jaxflow.tracking.timeline import Timeline
@@ -175,6 +181,7 @@ class Controller:
         try:
             for future in self._dataflow(self._groups, self._workers.put(prompts)):
                 metrics |= future.result()
+            metrics |= self._reward_figures()
             calls = self._workers.collect()
         except RoleError as error:
             self._rescue(done, error)
@@ -189,6 +196,13 @@ class Controller:
         rows = len(self._job.source.train)
         metrics["training/epoch"] = float(done * self._config.data.prompts_per_step // rows)
         return metrics, seconds
+
+    def _reward_figures(self) -> dict[str, float]:
+        """Return what the reward has to tell of the step beside its scores; a role of the user's may have nothing."""
+        reward = self._groups.get("reward")
+        if reward is None or "take_figures" not in reward.methods:
+            return {}
+        return reward_metrics(reward.take_figures().result())
 
     def _timing(self, calls: Sequence[Span], prompt_tokens: int, seconds: float) -> dict[str, float]:
         """Return the times of a step's stages and its speed."""

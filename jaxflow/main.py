@@ -10,6 +10,7 @@ its state saved.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import json
@@ -37,13 +38,13 @@ from jaxflow.config import (
 )
 from jaxflow.data.source import load_source, load_tokenizer
 from jaxflow.job import Job
-from jaxflow.rewards.function import load_reward_function
 from jaxflow.run_directory import Checkpoint, RunDirectory
 from jaxflow.stop import Stop, Stopped
 from jaxflow.supervisor import Failure, Supervisor
 from jaxflow.tracking.console import Console
 from jaxflow.types import UserError
 from jaxflow.workers.future import CallList
+from jaxflow.workers.judge import choose_judge
 
 # Keys of a model that may change under saved weights: how they are computed with, and what the tokenizer decides.
 _NOT_OF_WEIGHTS = ("compute_dtype", "remat", "vocabulary_size")
@@ -115,19 +116,20 @@ def prepare(config: Config) -> Job:
     check(config, None, devices)
     tokenizer = load_tokenizer(config.data.task, config.data.tokenizer)
     check(config, tokenizer.vocabulary_size, devices)
-    if config.reward.function:
-        load_reward_function(config.reward.function)  # again in the worker, but there it would come late
-    source = load_source(
-        config.data.task,
-        config.data.train_files,
-        config.data.validation_files,
-        tokenizer,
-        config.data.prompt_key,
-        config.data.max_prompt_tokens,
-        config.data.overlong_prompts,
-        config.data.validation_prompts,
-        config.run.seed,
-    )
+    with contextlib.closing(choose_judge(config)) as judge:
+        judge.check()  # again in the worker, but there it would come late
+        source = load_source(
+            config.data.task,
+            config.data.train_files,
+            config.data.validation_files,
+            tokenizer,
+            config.data.prompt_key,
+            config.data.max_prompt_tokens,
+            config.data.overlong_prompts,
+            config.data.validation_prompts,
+            config.run.seed,
+        )
+        judge.check_sources({row.data_source for row in (*source.train, *source.validation)})
     return Job(config, batch_algebra.derive(config, tokenizer.vocabulary_size), tokenizer, source)
 
 

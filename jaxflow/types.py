@@ -150,6 +150,17 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
+class RewardFigures:
+    """What judging a step's responses came to, beside the scores, as one process saw it."""
+
+    errors: int  # rows of all processes whose reward raised or returned no finite number
+    timeouts: int  # rows of all processes whose reward took too long
+    crashes: int  # rows of all processes whose reward ended its process or took too much memory
+    sums: Mapping[str, float]  # a number that the reward told -> its sum over this process's rows
+    counts: Mapping[str, int]  # the same number -> rows of this process that told it
+
+
+@dataclasses.dataclass(frozen=True)
 class Span:
     """A stretch of time in which a pool did one thing."""
 

@@ -6,12 +6,8 @@ Knows how to run such a file and find a name in it. Does not know what the name 
 from __future__ import annotations
 
 import pathlib
-import sys
-import traceback
-import zlib
-from collections.abc import Mapping
-from importlib import util
 
+from jaxflow.source_file import SourceError, run_source
 from jaxflow.types import UserError
 
 
@@ -27,49 +23,29 @@ def load_from_file(place: str, key: str, kind: str) -> object:
       UserError: the place is not of that form, there is no such file or no such name in it, or running the file
         fails; then the message begins with file:line.
     """
+    path, name = find_file(place, key, kind)
+    try:
+        names = run_source(path, path.read_bytes(), kind)
+    except SourceError as error:
+        raise UserError(str(error)) from error
+    if name not in names:
+        raise UserError(no_such_name(path, name, key))
+    return names[name]
+
+
+def find_file(place: str, key: str, kind: str) -> tuple[pathlib.Path, str]:
+    """Split "path.py:name" into the path of a file that is there and the name; raises as `load_from_file`."""
     file, _, name = place.rpartition(":")
     if not file or not name:
         raise UserError(f"{key} is {place!r}; write it as path.py:name")
     path = pathlib.Path(file)
     if not path.is_file():
         raise UserError(f"{kind} file {file!r} does not exist; check {key}")
-    names = _run(path, kind)
-    if name not in names:
-        raise UserError(f"{file}: no {name!r} there; {key} must give a name that the file defines")
-    return names[name]
+    if path.suffix != ".py":
+        raise UserError(f"{kind} file {file!r} is not a Python file; it must end in .py")
+    return path, name
 
 
-def _run(path: pathlib.Path, kind: str) -> Mapping[str, object]:
-    """Run a Python file as a module and give its names."""
-    # The same in every process, so that what one of them makes of the file's classes another understands; of the
-    # whole path, so that two files of one name do not meet; and of what it says.
-    identity = zlib.crc32(path.read_bytes(), zlib.crc32(str(path.resolve()).encode()))
-    module_name = f"jaxflow_user_{path.stem}_{identity:08x}"
-    if module_name in sys.modules:
-        return vars(sys.modules[module_name])
-    spec = util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{kind} file {str(path)!r} is not a Python file; it must end in .py")
-    module = util.module_from_spec(spec)
-    # Dataclasses look their module up while it is being run.
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
-        del sys.modules[module_name]
-        if not isinstance(error, Exception | SystemExit):  # Ctrl-C is not the file's doing
-            raise
-        message = f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"{path}:{_line(error, str(spec.origin))}: importing the {kind} file failed: {message}"
-        ) from error
-    return vars(module)
-
-
-def _line(error: BaseException, file: str) -> int:
-    """Find the line of the file at which it failed; 1 if it never came to run a line of it."""
-    if isinstance(error, SyntaxError) and error.filename == file and error.lineno is not None:
-        return error.lineno
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == file and frame.lineno is not None]
-    return lines[-1] if lines else 1
+def no_such_name(path: pathlib.Path, name: str, key: str) -> str:
+    """Say that a file lacks the name that it was asked for."""
+    return f"{path}: no {name!r} there; {key} must give a name that the file defines"

@@ -151,7 +151,8 @@ def compute_score(data_source, solution_str, ground_truth, extra_info):
 def reward(tmp_path, condition, failure):
     path = tmp_path / "reward.py"
     path.write_text(REWARD.format(condition=condition, failure=failure))
-    return {"reward.function": f"{path}:compute_score", "run.evaluate_before": False}
+    # One process, so that the file's count is of rows in their order.
+    return {"reward.function": f"{path}:compute_score", "reward.processes": 1, "run.evaluate_before": False}
 
 
 @pytest.mark.slow
@@ -162,7 +163,8 @@ def test_rows_whose_reward_fails_are_counted_and_the_run_goes_on(tmp_path):
         run_here(tmp_path / "run", **changes, **{"run.total_steps": 1, "run.evaluate_after": False})[0] == 0
     )
     (row,) = rows(tmp_path / "run")
-    assert row["reward/failed_rows"] == 4 and row["critic/score/max"] > 0
+    assert row["reward/failed_rows"] == row["reward/errors"] == 4 and row["critic/score/max"] > 0
+    assert row["reward/timeouts"] == row["reward/crashes"] == 0
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from jaxflow.checks.cluster import address_problems
 from jaxflow.checks.learning import cast_problems, rule_problems, token_problems
-from jaxflow.checks.material import file_problems, reward_problems, task_problems
+from jaxflow.checks.material import file_problems, reward_problems, scoring_problems, task_problems
 from jaxflow.checks.models import model_problems, models
 from jaxflow.checks.placement import mesh_problems, row_problems, sharding_problems
 from jaxflow.checks.values import countable, out_of_range, wrong_names
@@ -29,6 +29,7 @@ def check(config: Config, vocabulary_size: int | None, devices_available: int | 
         *file_problems(config),
         *task_problems(config),
         *reward_problems(config),
+        *scoring_problems(config),
         *address_problems(config),
         *cast_problems(config),
         *mesh_problems(config, devices_available),

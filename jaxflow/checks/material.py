@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from jaxflow.config import Config
 from jaxflow.data.tasks import TASKS
+from jaxflow.rewards.function import read_arguments
+from jaxflow.types import UserError
 
 
 def reward_problems(config: Config) -> Iterator[str]:
@@ -32,6 +34,31 @@ def reward_problems(config: Config) -> Iterator[str]:
             yield f"{key} is of a reward model, and reward.kind = {reward.kind!r}: unset it, or set the kind to model"
 
 
+def scoring_problems(config: Config) -> Iterator[str]:
+    reward, longest = config.reward, config.rollout.max_response_tokens
+    if reward.function and reward.scorer:
+        yield f"reward.scorer = {reward.scorer!r} and reward.function are both set: set one of them to ''"
+    if reward.manager == "batch" and not reward.function:
+        yield "reward.manager = 'batch' calls reward.function with lists: set the function, or the manager to naive"
+    if reward.function_arguments and not reward.function:
+        yield "reward.function_arguments without reward.function: set them to ''"
+    try:
+        read_arguments(reward.function_arguments)
+    except UserError as error:
+        yield str(error)
+    buffer = reward.overlong_buffer_tokens
+    if reward.manager != "dapo" and buffer > 0:
+        yield (
+            f"reward.overlong_buffer_tokens = {buffer} is of reward.manager = 'dapo', and it is {reward.manager!r}:"
+            " set the tokens to 0, or the manager to dapo"
+        )
+    if reward.manager == "dapo" and not 1 <= buffer <= longest:
+        yield (
+            f"reward.overlong_buffer_tokens = {buffer}: reward.manager = 'dapo' needs it between 1 and"
+            f" rollout.max_response_tokens ({longest})"
+        )
+
+
 def task_problems(config: Config) -> Iterator[str]:
     if config.data.train_files or config.data.task not in TASKS:
         return
@@ -54,8 +81,6 @@ def file_problems(config: Config) -> Iterator[str]:
                 yield f"data.{key}: no such file: {file}"
     if data.train_files and not data.tokenizer:
         yield "data.train_files needs data.tokenizer: the directory of a Hugging Face tokenizer"
-    if data.train_files and not function:
-        yield "data.train_files needs reward.function: path.py:function"
     if data.train_files and config.warm_start.steps > 0:
         yield "warm_start.steps > 0 imitates the built-in task, which data.train_files replaces; set it to 0"
     if data.train_files and config.warm_start.reward_steps > 0:

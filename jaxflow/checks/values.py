@@ -20,6 +20,7 @@ from jaxflow.algorithms.selection import DYNAMIC_SAMPLING_METRICS, REWEIGHTINGS
 from jaxflow.config import Config, flatten
 from jaxflow.data.tasks import TASKS
 from jaxflow.engine.optimizer import SCHEDULES
+from jaxflow.rewards.scorers import SCORERS
 
 _DTYPES = ("float32", "bfloat16")
 
@@ -34,6 +35,8 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "critic.model.compute_dtype": _DTYPES,
     "critic.optimizer.schedule": SCHEDULES,
     "reward.kind": ("function", "model"),
+    "reward.manager": ("naive", "dapo", "batch"),
+    "reward.scorer": ("", *SCORERS),
     "reward.model.compute_dtype": _DTYPES,
     **{f"{role}.model.activation": ("silu", "gelu_tanh") for role in ("actor", "critic", "reward")},
     **{f"{role}.model.rope_scaling": ("none", "linear", "llama3") for role in ("actor", "critic", "reward")},
@@ -117,10 +120,7 @@ _RANGES: Mapping[str, _Range] = {
     "checkpoint.keep": _FROM_ONE,
     **dict.fromkeys(("cluster.pools.*.hosts", "cluster.pools.*.devices_per_host"), _FROM_ONE),
     **dict.fromkeys(
-        (
-            f"cluster.pools.*.mesh.{axis}"
-            for axis in ("data", "fsdp", "tensor", "generation_tensor", "pipe", "expert")
-        ),
+        (f"cluster.pools.*.mesh.{axis}" for axis in ("data", "fsdp", "tensor", "generation_tensor", "pipe")),
         _FROM_ONE,
     ),
     **dict.fromkeys(
@@ -140,6 +140,11 @@ _RANGES: Mapping[str, _Range] = {
     "rollout.score_microbatch_tokens_per_device": _FROM_ONE,
     "rollout.validation_temperature": _FROM_ZERO,
     "reward.max_failed_fraction": _UP_TO_ONE,
+    "reward.processes": _FROM_ONE,
+    "reward.timeout_seconds": _ABOVE_ZERO,
+    "reward.memory_megabytes": _FROM_ONE,
+    "reward.overlong_buffer_tokens": _FROM_ZERO,
+    "reward.overlong_penalty_factor": _FROM_ZERO,
     "algorithm.discount": _UP_TO_ONE,
     "algorithm.gae_lambda": _UP_TO_ONE,
     "algorithm.clip_ratio_low": _BELOW_ONE,  # the lower bound 1 − this stays a ratio: above 0

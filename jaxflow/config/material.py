@@ -29,10 +29,20 @@ class RewardConfig:
 
     kind: str = "function"  # function | model: the function still says which responses are accurate
     function: str = (
-        ""  # path.py:function with compute_score(data_source, solution_str, ground_truth, extra_info)
+        ""  # path.py:function, verl's compute_score(data_source, solution_str, ground_truth, extra_info)
     )
-    fallback_score: float = 0.0  # for a row whose reward raises or is not a finite number; counted
+    function_arguments: str = ""  # further arguments of the function by name, a JSON object as text
+    manager: str = (
+        "naive"  # naive: a call for each row | dapo: and a penalty for length | batch: one call with lists
+    )
+    scorer: str = ""  # built-in scorer of all rows while `function` is empty; empty: by the row's data source
+    fallback_score: float = 0.0  # for a row whose reward fails in whatever way; counted
     max_failed_fraction: float = 0.5  # of a step's rows; above it the run stops: the function is broken
+    processes: int = 4  # that run the function, in each process of the role's pool
+    timeout_seconds: float = 10.0  # wall clock of one call; its process is killed
+    memory_megabytes: int = 1024  # private memory of each such process, above what importing the file takes
+    overlong_buffer_tokens: int = 0  # dapo: the stretch before rollout.max_response_tokens that is punished
+    overlong_penalty_factor: float = 1.0  # dapo: the penalty of a response of the greatest length
     weights: str = ""  # of a reward model, as actor.weights; empty: learnt in the warm start
     model: DecoderConfig | None = None  # as critic.model, of a reward model
 

@@ -1,58 +1,48 @@
-"""The reward function: verl's `compute_score` signature, a file of the user's that has one, the built-in one.
+"""The user's reward function: a file and a name in it, with verl's `compute_score` signature.
 
-Knows what a reward function looks like. Does not know batches, and does not call what it finds.
+Reads the file and never runs it: that is done in processes that can be killed (rewards/sandbox.py).
 """
 
 from __future__ import annotations
 
-import inspect
+import json
 from collections.abc import Mapping
-from typing import Protocol
 
+from jaxflow.rewards.sandbox_process import FunctionFile
 from jaxflow.types import UserError
-from jaxflow.user_code import load_from_file
+from jaxflow.user_code import find_file
 
 
-class RewardFunction(Protocol):
-    """Scores one response; the arguments are passed by name."""
+def read_function(place: str, arguments: str, batch: bool) -> FunctionFile:
+    """Read what "path.py:function" names.
 
-    def __call__(
-        self, *, data_source: str, solution_str: str, ground_truth: object, extra_info: Mapping[str, object]
-    ) -> float | Mapping[str, object]:
-        """Give a finite score, or a mapping with `score` and, if it differs, `acc`: the share solved."""
+    The function is called as compute_score(data_source=…, solution_str=…, ground_truth=…, extra_info=…, **arguments)
+    for each row, or, in a batch, once as compute_score(data_sources=…, solution_strs=…, ground_truths=…,
+    extra_infos=…, **arguments) with lists.
 
-
-def exact_match(
-    data_source: str, solution_str: str, ground_truth: object, extra_info: Mapping[str, object] | None = None
-) -> float:
-    """Give 1 if the response is the ground truth up to surrounding white space, else 0.
+    Args:
+      place: file and name, as the config gives them.
+      arguments: further arguments by name, a JSON object as text; empty: none.
+      batch: whether it is called with lists.
 
     Raises:
-        TypeError: the ground truth is neither text nor a number.
+      UserError: the file is missing or not Python's, or the arguments are not such an object.
     """
-    if not isinstance(ground_truth, str | int | float):
-        raise TypeError(
-            f"exact_match needs text or a number as ground truth, not {type(ground_truth).__name__}"
-        )
-    return float(solution_str.strip() == str(ground_truth).strip())
+    path, name = find_file(place, "reward.function", "reward")
+    source = path.read_bytes().decode("utf-8", "surrogateescape")
+    return FunctionFile(path, name, source, read_arguments(arguments), batch)
 
 
-def load_reward_function(place: str) -> RewardFunction:
-    """Import the function that "path.py:function" names.
-
-    Raises:
-        UserError: the file or the function is missing, importing it fails (the line is named), or it cannot
-            be called as a `RewardFunction`.
-    """
-    function = load_from_file(place, "reward.function", "reward")
-    file, _, name = place.rpartition(":")
-    if not callable(function) or inspect.iscoroutinefunction(function):
-        raise UserError(f"{file}: {name!r} is not a plain function; it must return the score when called")
+def read_arguments(text: str) -> Mapping[str, object]:
+    """Read the further arguments of the function; `UserError` if they are not a JSON object."""
+    if not text.strip():
+        return {}
     try:
-        inspect.signature(function).bind(data_source="", solution_str="", ground_truth="", extra_info={})
-    except (TypeError, ValueError) as error:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"reward.function_arguments is not JSON: {error}") from error
+    if not isinstance(arguments, dict):
         raise UserError(
-            f"{file}: {name!r} cannot be called as {name}(data_source=…, solution_str=…, ground_truth=…, "
-            f"extra_info=…): {error}"
-        ) from error
-    return function
+            f'reward.function_arguments must be a JSON object such as {{"strict": true}}: {text!r}'
+        )
+    return arguments

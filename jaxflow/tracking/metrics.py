@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxflow.tracking.jsonl import DiskGuard, JsonLines, read_rows
 from jaxflow.tracking.tensorboard import TensorBoard
-from jaxflow.types import Metrics, Sample
+from jaxflow.types import Metrics, RewardFigures, Sample
 
 FILE_NAME = "metrics.jsonl"
 GLOBAL_STEP = "training/global_step"
@@ -94,6 +94,24 @@ def validation_metrics(samples: Sequence[Sample]) -> dict[str, float]:
         metrics[f"val-core/{source}/reward/mean@1"] = float(np.mean([row.score for row in rows]))
         metrics[f"val-aux/{source}/finished/mean@1"] = float(np.mean([row.finished for row in rows]))
         metrics[f"val-aux/{source}/rows"] = float(len(rows))
+    return metrics
+
+
+def reward_metrics(parts: Sequence[RewardFigures]) -> dict[str, float]:
+    """Names what judging a step's responses came to, from what each process of the reward's pool saw.
+
+    Returns `reward/errors`, `reward/timeouts` and `reward/crashes`, the rows without a verdict by reason, and
+    `reward/{name}/mean` for each number that the reward told beside score and accuracy, over the rows that told it.
+    """
+    first = parts[0]  # each saw the failures of all
+    metrics = {
+        "reward/errors": float(first.errors),
+        "reward/timeouts": float(first.timeouts),
+        "reward/crashes": float(first.crashes),
+    }
+    for name in sorted({name for part in parts for name in part.sums}):
+        rows = sum(part.counts.get(name, 0) for part in parts)
+        metrics[f"reward/{name}/mean"] = sum(part.sums.get(name, 0.0) for part in parts) / rows
     return metrics
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from jaxflow.algorithms.verifier import VerifierLoss, last_value
 from jaxflow.batch_algebra import Derived
@@ -106,9 +107,9 @@ class RewardModel(Reward):
         values = self._scorer.values(self._params, tokens, lengths, mask)
         return np.where(mask.any(axis=1), np.asarray(jax.nn.sigmoid(last_value(values, mask))), np.float32(0))
 
-    def _judge(self, rollout: Rollout, prompts: Prompts) -> tuple[Scores, list[str]]:
-        told, responses = super()._judge(rollout, prompts)
-        return dataclasses.replace(told, scores=self._probabilities(rollout)), responses
+    def _worth(self, rollout: Rollout, told: Scores) -> Float[np.ndarray, "B"]:
+        """Return what the responses are worth before any penalty: what the model says."""
+        return self._probabilities(rollout)
 
     @exposed("load", ONE_TO_ALL)
     def load(self, directory: str) -> None:

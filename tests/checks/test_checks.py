@@ -90,6 +90,18 @@ def test_a_config_on_two_pools_passes():
         ({"actor__weights": "/nowhere"}, "actor.weights: no such directory: /nowhere"),
         ({"reward__function": "rewards.py"}, "expected path.py:function"),
         ({"reward__function": "/nowhere.py:score"}, "reward.function: no such file: /nowhere.py"),
+        ({"reward__manager": "dap"}, "did you mean 'dapo'?"),
+        ({"reward__manager": "batch"}, "reward.manager = 'batch' calls reward.function with lists"),
+        ({"reward__manager": "dapo"}, "needs it between 1 and rollout.max_response_tokens"),
+        ({"reward__manager": "dapo", "reward__overlong_buffer_tokens": 10**6}, "needs it between 1 and"),
+        ({"reward__overlong_buffer_tokens": 2}, "is of reward.manager = 'dapo', and it is 'naive'"),
+        ({"reward__scorer": "gsm8"}, "did you mean 'gsm8k'?"),
+        ({"reward__scorer": "gsm8k", "reward__function": "/nowhere.py:score"}, "are both set"),
+        ({"reward__function_arguments": "{"}, "reward.function_arguments is not JSON"),
+        ({"reward__function_arguments": "[1]"}, "must be a JSON object"),
+        ({"reward__function_arguments": "{}"}, "without reward.function"),
+        ({"reward__timeout_seconds": 0.0}, "reward.timeout_seconds = 0.0: must be above 0"),
+        ({"reward__processes": 0}, "reward.processes = 0: must be at least 1"),
         (
             {"data__validation_files": ["/nowhere.jsonl"], "data__train_files": []},
             "no such file: /nowhere.jsonl",
@@ -173,7 +185,6 @@ def test_files_are_asked_for_together(tmp_path):
     assert [problem.split(":")[0] for problem in found] == [
         "data.train_files",
         "data.train_files needs data.tokenizer",
-        "data.train_files needs reward.function",
         "warm_start.steps > 0 imitates the built-in task, which data.train_files replaces; set it to 0",
     ]
 

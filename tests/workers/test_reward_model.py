@@ -8,6 +8,7 @@ import pytest
 import tiny
 from models import numpy_decoder
 from runs import config_of
+from workers.answers import answered
 
 from jaxflow.batch_algebra import derive
 from jaxflow.data.batches import DemonstrationBatches, JudgementBatches, fixed_batch
@@ -46,22 +47,10 @@ def setting(task=TASK, **changes):
     return config, derive(config, task.tokenizer.vocabulary_size)
 
 
-def answered(rows, answers):
-    """Prompts and a rollout in which the i-th row answers the i-th text, the end token behind it."""
-    prompts = fixed_batch(rows, 1, step=5)
-    responses = [(*TASK.tokenizer.encode(answer), 1) for answer in answers]
-    lengths = prompts.lengths + np.array([len(response) for response in responses], np.int32)
-    tokens = np.zeros((len(rows), lengths.max()), np.int32)
-    for row, prompt, response in zip(tokens, rows, responses, strict=True):
-        row[: len(prompt.tokens) + len(response)] = (*prompt.tokens, *response)
-    column = np.arange(tokens.shape[1])
-    mask = (column >= prompts.lengths[:, None]) & (column < lengths[:, None])
-    zeros, finished = np.zeros(tokens.shape, np.float32), np.ones(len(rows), bool)
-    return prompts, Rollout(tokens, lengths, mask, zeros, zeros, finished, prompts.groups)
-
-
 # Half of the answers are right; the second half is one too long, so that rows end at several positions.
-PROMPTS, ROLLOUT = answered(ROWS, [row.ground_truth + "1" * (i >= 3) for i, row in enumerate(ROWS)])
+PROMPTS, ROLLOUT = answered(
+    TASK.tokenizer, ROWS, [row.ground_truth + "1" * (i >= 3) for i, row in enumerate(ROWS)]
+)
 
 
 @pytest.fixture(scope="module")

@@ -130,8 +130,8 @@ def test_every_missing_unused_and_misshapen_tensor_is_named(tmp_path):
 
     def spoil(tensors):
         tensors["model.layers.1.self_attn.q_proj.weight"] = torch.zeros(32, 31)
-        tensors["model.layers.2.mlp.up_proj.weight"] = torch.zeros(48, 32, dtype=torch.int32)
-        tensors["model.layers.3.mlp.up_proj.weight"] = torch.zeros(48, 32)
+        tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(48, 32, dtype=torch.int32)
+        tensors["model.layers.2.mlp.up_proj.weight"] = torch.zeros(48, 32)
         tensors["score.weight"] = torch.zeros(1, 32)
         del tensors["model.norm.weight"]
         return tensors
@@ -141,9 +141,9 @@ def test_every_missing_unused_and_misshapen_tensor_is_named(tmp_path):
         read(tmp_path, model_of("llama2"))
     for told in (
         "1 missing: model.norm.weight",
-        "2 without a place in the model: model.layers.3.mlp.up_proj.weight, score.weight",
+        "2 without a place in the model: model.layers.2.mlp.up_proj.weight, score.weight",
         "model.safetensors: tensor model.layers.1.self_attn.q_proj.weight is F32[32, 31], expected [32, 32]",
-        "tensor model.layers.2.mlp.up_proj.weight is I32[48, 32]",
+        "tensor model.layers.0.mlp.up_proj.weight is I32[48, 32]",
     ):
         assert told in str(error.value)
 

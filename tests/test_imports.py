@@ -37,7 +37,7 @@ ALLOWED = {
     "stop": set(),
     "source_file": set(),
     "user_code": {"types", "source_file"},
-    "config": {"types", "models.decoder_config"},
+    "config": {"types", "models.decoder_config", "models.description", "models.presets"},
     "placement": {"config", "models.decoder_config", "models.transformer", "engine.sharding"},
     "batch_algebra": {"types", "config", "placement", "engine.batching", "models.decoder_config"},
     "checks": {
@@ -52,6 +52,9 @@ ALLOWED = {
         "engine.layout_rules",
         "engine.optimizer",
         "models.decoder_config",
+        "models.description",
+        "models.families",
+        "models.weights_in",
         "rewards.function",
         "rewards.scorers",
     },

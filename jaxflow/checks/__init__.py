@@ -1,7 +1,7 @@
 """What in a config cannot be: every contradiction found at once, before a device is touched.
 
-Knows the whole config and whether files exist. Opens no file but that of an algorithm of the user's, builds no mesh,
-loads no tokenizer.
+Knows the whole config and whether files exist. Opens no file but that of an algorithm of the user's and the headers
+of weights, builds no mesh, loads no tokenizer.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from jaxflow.checks.material import file_problems, reward_problems, scoring_prob
 from jaxflow.checks.models import model_problems, models
 from jaxflow.checks.placement import mesh_problems, row_problems, sharding_problems
 from jaxflow.checks.values import countable, out_of_range, wrong_names
+from jaxflow.checks.weights import weight_problems
 from jaxflow.config import Config, refuse
 
 __all__ = ["check"]
@@ -42,4 +43,6 @@ def check(config: Config, vocabulary_size: int | None, devices_available: int | 
         problems += row_problems(config)
         problems += token_problems(config)
         problems += rule_problems(config)
+        if vocabulary_size is not None:
+            problems += weight_problems(config, vocabulary_size)
     refuse("the config", problems)

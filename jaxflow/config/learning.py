@@ -32,7 +32,11 @@ class ActorConfig:
     """The policy: model, optimizer and how a step's sequences become updates."""
 
     model: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
-    weights: str = ""  # directory of weights saved by jaxflow to start from; empty: random
+    preset: str = (
+        ""  # name of a published shape (models/presets.py) that `model` takes; empty: `model` as it is
+    )
+    # Directory of weights to start from, jaxflow's or Hugging Face's, whose shape `model` takes; empty: random.
+    weights: str = ""
     optimizer: OptimizerConfig = OptimizerConfig()
     update_epochs: int = 1  # passes over each step's sequences
     minibatch_sequences: int = 256  # sequences per optimizer update, over all devices
@@ -44,6 +48,7 @@ class CriticConfig:
     """The value model. It starts from the actor's first weights unless told otherwise."""
 
     model: DecoderConfig | None = None  # None: the actor's shape; keys left unset (null) follow actor.model's
+    preset: str = ""  # as actor.preset
     weights: str = (
         ""  # as actor.weights; empty: the actor's first weights where the shapes agree, else random
     )

@@ -44,6 +44,7 @@ class RewardConfig:
     overlong_buffer_tokens: int = 0  # dapo: the stretch before rollout.max_response_tokens that is punished
     overlong_penalty_factor: float = 1.0  # dapo: the penalty of a response of the greatest length
     weights: str = ""  # of a reward model, as actor.weights; empty: learnt in the warm start
+    preset: str = ""  # as actor.preset, of a reward model
     model: DecoderConfig | None = None  # as critic.model, of a reward model
 
 

@@ -17,6 +17,7 @@ from ml_collections import config_dict, config_flags
 
 from jaxflow.config.cluster import MeshConfig, PoolConfig
 from jaxflow.config.schema import Config
+from jaxflow.config.shapes import with_models
 from jaxflow.config.tree import group_of, key_paths, keys_in, leaves, read_group, unknown_key, unknown_keys
 from jaxflow.types import UserError
 
@@ -47,9 +48,10 @@ def pool(
 def from_config_dict(values: config_dict.ConfigDict) -> Config:
     """Turn a config file's result into the frozen tree; keys that are missing take their defaults.
 
-    Raises `UserError` with every unknown key (and the nearest right one) and every wrong type at once.
+    Models that have a preset or weights take their shape. Raises `UserError` with every unknown key (and the nearest
+    right one) and every wrong type at once, then with every key that contradicts a preset or weights.
     """
-    return _from_tree(values.to_dict(), "the config")
+    return _from_tree(values.to_dict(), "the config", stored=True)
 
 
 def to_json(config: Config) -> dict[str, object]:
@@ -59,7 +61,7 @@ def to_json(config: Config) -> dict[str, object]:
 
 def from_json(tree: Mapping[str, object]) -> Config:
     """Invert `to_json`. Raises `UserError` as `from_config_dict` does."""
-    return _from_tree(tree, "the saved config")
+    return _from_tree(tree, "the saved config", stored=False)
 
 
 def flatten(config: Config) -> dict[str, object]:
@@ -149,15 +151,10 @@ def _default_tree(group: object) -> dict[str, object]:
     return tree
 
 
-def _from_tree(tree: Mapping[str, typing.Any], what: str) -> Config:
+def _from_tree(tree: Mapping[str, typing.Any], what: str, stored: bool) -> Config:
     problems = unknown_keys(Config, tree)
     config = read_group(Config, tree, "", problems)
     refuse(what, problems)
-    for section in _FOLLOWERS:
-        group = vars(config)[section]
-        if group.model is not None:
-            asked = {key for key, value in tree[section]["model"].items() if value is not None}
-            own = {key: value for key, value in vars(group.model).items() if key in asked}
-            model = dataclasses.replace(config.actor.model, **own)
-            config = dataclasses.replace(config, **{section: dataclasses.replace(group, model=model)})
+    config = with_models(config, tree, _FOLLOWERS, stored, problems)
+    refuse(what, problems)
     return config

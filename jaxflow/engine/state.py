@@ -6,6 +6,7 @@ Knows no loss and no algorithm.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,11 @@ from jaxtyping import Array, Int
 
 from jaxflow.engine.checkpoint import restore_arrays, save_arrays
 from jaxflow.engine.sharding import Layout
+from jaxflow.models.description import is_checkpoint, write_description
 from jaxflow.models.transformer import Model, Params
+from jaxflow.models.weights_in import head_of, read_weights
+
+_log = logging.getLogger(__name__)
 
 
 @jax.tree_util.register_dataclass
@@ -79,9 +84,9 @@ def _beside_weights(state: TrainState) -> dict[str, Any]:
     return {"optimizer_state": state.optimizer_state, "updates": state.updates, "skipped": state.skipped}
 
 
-def save_state(directory: Path, state: TrainState) -> None:
+def save_state(directory: Path, model: Model, state: TrainState) -> None:
     """Write the whole state below `directory`; its `weights` folder is one that `restore_weights` reads."""
-    save_weights(directory / "weights", state.params)
+    save_weights(directory / "weights", model, state.params)
     save_arrays(directory / "optimizer", _beside_weights(state))
 
 
@@ -96,9 +101,14 @@ def restore_state(
     return TrainState(params, **restore_arrays(directory / "optimizer", _beside_weights(abstract)))
 
 
-def save_weights(directory: Path, params: Params) -> None:
-    """Write weights alone, backbone and head apart: another role may take the backbone under its own head."""
+def save_weights(directory: Path, model: Model, params: Params) -> None:
+    """Write weights alone, and which model they are.
+
+    Backbone and head are apart: another role may take the backbone under its own head.
+    """
     directory.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        write_description(directory, model.config, head_of(model))
     for part, tree in params.items():
         save_arrays(directory / part, tree)
 
@@ -106,7 +116,12 @@ def save_weights(directory: Path, params: Params) -> None:
 def restore_weights(directory: Path, model: Model, layout: Layout, parts: Collection[str]) -> Params:
     """Read these top-level parts (`backbone`, `head`) of saved weights onto this mesh.
 
-    Raises UserError if they are another model's.
+    The directory is one of ours or a Hugging Face checkpoint. Raises UserError if they are another model's.
     """
-    abstract = _abstract(model.shapes, layout.weights(model.names))
+    shardings = layout.weights(model.names)
+    if is_checkpoint(directory):
+        params, report = read_weights(directory, model, shardings, parts)
+        _log.info("%s: %s", directory, report)
+        return params
+    abstract = _abstract(model.shapes, shardings)
     return {part: restore_arrays(directory / part, abstract[part]) for part in parts if part in abstract}

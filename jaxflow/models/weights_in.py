@@ -18,6 +18,7 @@ from jaxtyping import Array
 
 from jaxflow.models.config_json import Described, as_stored, read_config
 from jaxflow.models.decoder_config import DecoderConfig
+from jaxflow.models.description import CONFIG_FILE
 from jaxflow.models.families import SCALAR, TOKENS
 from jaxflow.models.tensor_files import DTYPES, StoredTensor, open_directory, read_json
 from jaxflow.models.transformer import LanguageModel, Model, Params
@@ -32,7 +33,6 @@ from jaxflow.models.weight_names import (
 )
 from jaxflow.types import UserError
 
-CONFIG_FILE = "config.json"
 _NAMED = 5  # tensors spelled out in an error message
 _COMPARED_BYTES = 2**26  # of two tensors at once
 
@@ -53,7 +53,7 @@ class ReadReport:
     bytes_read: int  # of the files, for this process's shards
     largest_buffer_bytes: int  # the largest shard: all of the model that the host holds at once
     seconds: float
-    notes: tuple[str, ...]  # what was decided where checkpoint and model end differently
+    notes: tuple[str, ...]  # of the plan
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
@@ -73,58 +73,74 @@ def head_of(model: Model) -> str:
     return TOKENS if model.kind is LanguageModel else SCALAR
 
 
-def read_weights(
-    directory: Path, model: Model, shardings: Any, parts: Collection[str]
-) -> tuple[Params, ReadReport]:
-    """Read these top-level parts (`backbone`, `head`) of a checkpoint straight onto their shardings.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a model's weights are read from a checkpoint: every tensor has its place, nothing is read yet."""
 
-    Each weight is cast to the dtype that `model.shapes` says. Where the ends differ: a checkpoint with tied
-    embeddings fills an untied head with the embedding table; a separate head is taken into a tied model only if it
-    equals the table; a scalar head that a language model's checkpoint lacks is zero, and its token head is left
-    out. Where `jax.distributed` spans several processes each reads its own shards.
+    checkpoint: Checkpoint
+    weights: tuple[Weight, ...]
+    zeros: frozenset[str]  # tensors that are not there and begin at zero
+    notes: tuple[str, ...]  # what was decided where checkpoint and model end differently
+
+
+def plan_reading(directory: Path, decoder: DecoderConfig, head: str, parts: Collection[str]) -> Plan:
+    """Find a place for every tensor of a checkpoint in a decoder that ends in this head.
+
+    `parts` are the top-level parts of the weights (`backbone`, `head`) that are wanted. Where the ends differ: a
+    checkpoint with tied embeddings fills an untied head with the embedding table; a separate head is taken into a
+    tied model only if it equals the table; a scalar head that a language model's checkpoint lacks begins at zero,
+    and its token head is left out.
 
     Raises:
         UserError: the checkpoint is of another decoder, names are missing or left over, a tensor has another
             shape or dtype; all of them listed.
     """
-    started = time.monotonic()
     checkpoint = open_checkpoint(directory)
-    _refuse_other_decoder(checkpoint, model.config)
-    head = head_of(model)
-    wanted = [weight for weight in weights_of(model.config, head) if weight.path[0] in parts]
+    _refuse_other_decoder(checkpoint, decoder, head)
+    wanted = [weight for weight in weights_of(decoder, head) if weight.path[0] in parts]
     zeros, notes = set(), []
     own_head = any(weight.template == TOKEN_HEAD for weight in wanted)
     if own_head and checkpoint.described.decoder.tied_embeddings and TOKEN_HEAD not in checkpoint.tensors:
         notes.append("the embedding table was copied into the head of its own that the model has")
         wanted = [_reading(weight, TOKEN_HEAD, EMBEDDING) for weight in wanted]
     if head == SCALAR and "head" in parts and checkpoint.described.head == TOKENS:
-        notes.append(
-            f"{checkpoint.directory} ends in a distribution over tokens: the scalar head begins at zero"
-        )
+        notes.append(f"{directory} ends in a distribution over tokens: the scalar head begins at zero")
         zeros.add(SCALAR_HEAD)
-    _account(checkpoint, model.config, head, wanted, parts, zeros)
-    reader = _Reader(checkpoint.tensors, zeros)
+    _account(checkpoint, decoder, head, wanted, parts, zeros)
+    return Plan(checkpoint, tuple(wanted), frozenset(zeros), tuple(notes))
+
+
+def read_weights(
+    directory: Path, model: Model, shardings: Any, parts: Collection[str]
+) -> tuple[Params, ReadReport]:
+    """Read these top-level parts of a checkpoint straight onto their shardings, as `plan_reading` says.
+
+    Each weight is cast to the dtype that `model.shapes` says. Where `jax.distributed` spans several processes each
+    reads its own shards. Raises UserError as `plan_reading` does.
+    """
+    started = time.monotonic()
+    plan = plan_reading(directory, model.config, head_of(model), parts)
+    reader = _Reader(plan.checkpoint.tensors, plan.zeros)
     params: dict[str, Any] = {}
-    for weight in wanted:
-        _set(
-            params,
-            weight.path,
-            reader.read(weight, _at(model.shapes, weight.path), _at(shardings, weight.path)),
-        )
+    for weight in plan.weights:
+        shape, sharding = _at(model.shapes, weight.path), _at(shardings, weight.path)
+        _set(params, weight.path, reader.read(weight, shape, sharding))
     seconds = time.monotonic() - started
-    return params, ReadReport(reader.bytes_read, reader.largest_buffer_bytes, seconds, tuple(notes))
+    return params, ReadReport(reader.bytes_read, reader.largest_buffer_bytes, seconds, plan.notes)
 
 
 def _reading(weight: Weight, name: str, instead: str) -> Weight:
     return dataclasses.replace(weight, template=instead) if weight.template == name else weight
 
 
-def _refuse_other_decoder(checkpoint: Checkpoint, asked: DecoderConfig) -> None:
+def _refuse_other_decoder(checkpoint: Checkpoint, asked: DecoderConfig, head: str) -> None:
     has, wanted = vars(checkpoint.described.decoder), vars(as_stored(asked))
+    # How the tokens' logits are made is nothing to a scalar head.
+    of_end = ("tied_embeddings",) if head == TOKENS else ("tied_embeddings", "logit_softcap")
     differences = [
         f"{key}: the checkpoint has {has[key]}, the config {wanted[key]}"
         for key in has
-        if key != "tied_embeddings" and has[key] != wanted[key]
+        if key not in of_end and has[key] != wanted[key]
     ]
     if differences:
         raise UserError(

@@ -18,10 +18,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxflow.models.decoder_config import DecoderConfig
+from jaxflow.models.description import CONFIG_FILE
 from jaxflow.models.tensor_files import DTYPES, INDEX_FILE, NewTensor, in_files, index_of, write_tensors
 from jaxflow.models.transformer import Params
 from jaxflow.models.weight_names import Weight, weights_of
-from jaxflow.models.weights_in import CONFIG_FILE
 from jaxflow.types import UserError
 
 Entries = Callable[[Weight, tuple[int, ...]], np.ndarray]

@@ -97,7 +97,7 @@ class TrainedModel:
 
     def save(self, directory: Path) -> None:
         """Write all state that the next update depends on."""
-        save_state(directory, self._existing_state())
+        save_state(directory, self._model, self._existing_state())
 
     def restore(self, directory: Path) -> None:
         """Continue from a saved state."""
@@ -105,4 +105,4 @@ class TrainedModel:
 
     def save_weights(self, directory: Path) -> None:
         """Write the weights alone."""
-        save_weights(directory, self.params)
+        save_weights(directory, self._model, self.params)

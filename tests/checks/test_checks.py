@@ -150,7 +150,7 @@ def test_a_reward_model_reads_past_the_end_of_the_longest_sequence(key, weights,
     asked = {"kind": "model", "weights": weights}
     changes = {f"reward__{name}": value for name, value in asked.items()}
     changes["warm_start__reward_steps"] = reward_steps
-    check(config(**changes, **{key: needed}), 100, 8)
+    check(config(**changes, **{key: needed}), None, 8)  # the directory holds no weights
     assert problems(config(**changes, **{key: needed - 1}))[0].endswith(f"set it to at least {needed}")
 
 

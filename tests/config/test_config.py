@@ -58,7 +58,9 @@ def test_a_file_that_changes_nothing_gives_the_defaults():
 
 
 def test_every_key_can_be_overridden_from_the_command_line():
-    wanted = {key: other(value) for key, value in flatten(Config()).items() if key not in MODELS}
+    # A preset fills a model in: no other name than a preset's will do.
+    free = {key: value for key, value in flatten(Config()).items() if not key.endswith(".preset")}
+    wanted = {key: other(value) for key, value in free.items() if key not in MODELS}
     wanted |= {
         f"{model}.{key}": other(value) for model in MODELS for key, value in vars(DecoderConfig()).items()
     }
@@ -73,7 +75,7 @@ def test_every_key_can_be_overridden_from_the_command_line():
     values = default_config_dict()
     assert override(values, overrides) == []
     config = from_config_dict(values)
-    assert flatten(config) == wanted
+    assert {key: value for key, value in flatten(config).items() if key in wanted} == wanted
     assert len(difference(config, Config())) == len(wanted)
 
 

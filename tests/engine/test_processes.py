@@ -91,7 +91,7 @@ def story(sizes, training_rows, generation_rows, save_to, restore_from):
     state, report = trainer.epochs(new_state(policy, training, TRANSFORMATION, params), batch, 6, 1, seed=3)
     told |= {f"report_{name}": np.float32(value) for name, value in report.items()}
     told |= whole(state, training, "state")
-    save_state(pathlib.Path(save_to), state)
+    save_state(pathlib.Path(save_to), policy, state)
     if restore_from is not None:
         restored = restore_state(pathlib.Path(restore_from), policy, training, TRANSFORMATION)
         told |= whole(restored, training, "restored")

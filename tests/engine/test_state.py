@@ -96,7 +96,7 @@ def test_moments_lie_where_their_weights_lie():
 @pytest.mark.parametrize("name", ["fsdp8", "fsdp2_tensor4_to_1"])
 def test_a_state_comes_back_bitwise_on_another_mesh(name, tmp_path):
     state = moved_state(layout_of("data2_fsdp2_tensor2"))
-    save_state(tmp_path, state)
+    save_state(tmp_path, tiny.LANGUAGE_MODEL, state)
     layout = layout_of(name)
     restored = restore_state(tmp_path, tiny.LANGUAGE_MODEL, layout, TRANSFORMATION)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
@@ -109,7 +109,7 @@ def test_a_state_comes_back_bitwise_on_another_mesh(name, tmp_path):
 def test_a_scalar_model_takes_a_language_model_s_backbone_under_its_own_head(tmp_path):
     layout = layout_of("fsdp8")
     params = tiny.weights(tiny.LANGUAGE_MODEL, layout)
-    save_weights(tmp_path / "weights", params)
+    save_weights(tmp_path / "weights", tiny.LANGUAGE_MODEL, params)
     taken = restore_weights(tmp_path / "weights", tiny.SCALAR_MODEL, layout, ("backbone",))
     assert list(taken) == ["backbone"]
     tiny.assert_same_bits(taken["backbone"], params["backbone"])
@@ -117,7 +117,7 @@ def test_a_scalar_model_takes_a_language_model_s_backbone_under_its_own_head(tmp
 
 def test_weights_within_a_state_are_weights(tmp_path):
     state = moved_state(training_layout(tiny.ONE_DEVICE))
-    save_state(tmp_path, state)
+    save_state(tmp_path, tiny.LANGUAGE_MODEL, state)
     layout = training_layout(tiny.ONE_DEVICE)
     params = restore_weights(tmp_path / "weights", tiny.LANGUAGE_MODEL, layout, ("backbone", "head"))
     tiny.assert_same_bits(params, state.params)
@@ -127,7 +127,7 @@ def test_a_tied_model_has_no_head_to_restore(tmp_path):
     layout = training_layout(tiny.ONE_DEVICE)
     tied = describe(dataclasses.replace(tiny.CONFIG, tied_embeddings=True), LanguageModel)
     params = tiny.weights(tied, layout)
-    save_weights(tmp_path / "weights", params)
+    save_weights(tmp_path / "weights", tied, params)
     tiny.assert_same_bits(restore_weights(tmp_path / "weights", tied, layout, ("backbone", "head")), params)
 
 
@@ -138,7 +138,7 @@ def test_a_tied_model_has_no_head_to_restore(tmp_path):
 )
 def test_another_model_s_state_is_refused(kind, changes, tmp_path):
     layout = training_layout(tiny.ONE_DEVICE)
-    save_state(tmp_path, moved_state(layout))
+    save_state(tmp_path, tiny.LANGUAGE_MODEL, moved_state(layout))
     other = describe(dataclasses.replace(tiny.CONFIG, **changes), kind)
     with pytest.raises(UserError, match="another model"):
         restore_state(tmp_path, other, layout, TRANSFORMATION)
@@ -146,7 +146,7 @@ def test_another_model_s_state_is_refused(kind, changes, tmp_path):
 
 def test_another_optimizer_s_state_is_refused(tmp_path):
     layout = training_layout(tiny.ONE_DEVICE)
-    save_state(tmp_path, moved_state(layout))
+    save_state(tmp_path, tiny.LANGUAGE_MODEL, moved_state(layout))
     with pytest.raises(UserError, match="differ"):
         restore_state(tmp_path, tiny.LANGUAGE_MODEL, layout, optax.sgd(0.1, momentum=0.9))
 

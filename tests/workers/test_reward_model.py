@@ -57,9 +57,10 @@ PROMPTS, ROLLOUT = answered(
 def saved(tmp_path_factory):
     """Random weights of a reward model, its head too: (directory, the same on the host, its decoder)."""
     folder, decoder = tmp_path_factory.mktemp("weights"), setting()[1].reward_model
-    drawn = jax.device_get(describe(decoder, ScalarModel).create(jax.random.key(0)))
+    model = describe(decoder, ScalarModel)
+    drawn = jax.device_get(model.create(jax.random.key(0)))
     drawn["head"] = {"weight": np.random.default_rng(0).normal(size=decoder.width).astype(np.float32)}
-    save_weights(folder, jax.device_put(drawn))
+    save_weights(folder, model, jax.device_put(drawn))
     return folder, drawn, decoder
 
 

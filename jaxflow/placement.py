@@ -30,7 +30,7 @@ class MeshSizes:
     micro: int  # t / t_g
     pipe: int = 1  # p_g
     micro_pipe: int = 1  # p / p_g
-    expert: int = 1
+    expert: int = 1  # ways that experts are cut, over replicas that see different rows
 
     @property
     def devices(self) -> int:
@@ -50,12 +50,12 @@ class MeshSizes:
     @property
     def training_replicas(self) -> int:
         """Count the groups of devices that the rows of training and scoring are split over."""
-        return self.data * self.fsdp
+        return self.data * self.fsdp * self.expert
 
     @property
     def generation_replicas(self) -> int:
         """Count the groups of devices that the rows of generation are split over."""
-        return self.data * self.fsdp * self.micro_pipe * self.micro
+        return self.training_replicas * self.micro_pipe * self.micro
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class RoleBytes:
 def mesh_sizes(mesh: MeshConfig) -> MeshSizes:
     """Return the mesh with each parallel size of training split into generation's part and the rest."""
     tensor, micro = mesh.generation_tensor, mesh.tensor // mesh.generation_tensor
-    return MeshSizes(mesh.data, mesh.fsdp, tensor, micro, pipe=1, micro_pipe=mesh.pipe)
+    return MeshSizes(mesh.data, mesh.fsdp, tensor, micro, pipe=1, micro_pipe=mesh.pipe, expert=mesh.expert)
 
 
 def plan_pools(config: Config) -> dict[str, PoolPlan]:
@@ -145,13 +145,14 @@ def describe_pool(
         f" → {', '.join(plan.roles)}"
     )
     yield (
-        f"  training    data {mesh.data} × fsdp {mesh.fsdp}{_axis('pipe', mesh.stages)} × tensor"
-        f" {mesh.training_tensor} → rows over {_counted(mesh.training_replicas, 'replica')}"
+        f"  training    data {mesh.data} × fsdp {mesh.fsdp}{_axis('expert', mesh.expert)}{_axis('pipe', mesh.stages)}"
+        f" × tensor {mesh.training_tensor} → rows over {_counted(mesh.training_replicas, 'replica')}"
     )
     if "actor" in plan.roles:
         yield (
-            f"  generation  data {mesh.data} × fsdp {mesh.fsdp}{_axis('micro_pipe', mesh.micro_pipe)}"
-            f" × micro {mesh.micro} × tensor {mesh.tensor} → rows over {_counted(mesh.generation_replicas, 'replica')}"
+            f"  generation  data {mesh.data} × fsdp {mesh.fsdp}{_axis('expert', mesh.expert)}"
+            f"{_axis('micro_pipe', mesh.micro_pipe)} × micro {mesh.micro} × tensor {mesh.tensor}"
+            f" → rows over {_counted(mesh.generation_replicas, 'replica')}"
         )
     for role in plan.roles:
         if role not in models:

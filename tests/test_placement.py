@@ -1,5 +1,6 @@
 """Bytes per device are those that the shardings give; the banner shows layouts as pools have them."""
 
+import dataclasses
 import math
 
 import jax
@@ -45,14 +46,31 @@ def numbers_on_a_device(layout, model) -> int:
         MeshConfig(1, 2, 4, 1),
         MeshConfig(1, 1, 8, 8),
         MeshConfig(1, 1, 2, 1, 4),
+        MeshConfig(1, 2, 2, 1, expert=2),
     ],
 )
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "different",
+    [
+        {},
+        {"tied_embeddings": True, "attention_bias": True, "post_norms": True, "head_padding": 2},
+        {"experts": 4, "experts_per_token": 2, "query_key_norm": True},
+    ],
+    ids=["plain", "dense", "experts"],
+)
 @pytest.mark.parametrize(("role", "kind"), [("actor", LanguageModel), ("critic", ScalarModel)])
-def test_bytes_are_those_of_the_engines_own_shardings(role, kind, tied, mesh):
-    decoder = DecoderConfig(**{**vars(MODEL), "tied_embeddings": tied})
-    devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor * mesh.pipe]
-    placed = make_mesh(mesh.data, mesh.fsdp, mesh.tensor, mesh.generation_tensor, devices, pipe=mesh.pipe)
+def test_bytes_are_those_of_the_engines_own_shardings(role, kind, different, mesh):
+    decoder = dataclasses.replace(MODEL, **different)
+    devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.expert * mesh.tensor * mesh.pipe]
+    placed = make_mesh(
+        mesh.data,
+        mesh.fsdp,
+        mesh.tensor,
+        mesh.generation_tensor,
+        devices,
+        pipe=mesh.pipe,
+        expert=mesh.expert,
+    )
     model = describe(decoder, kind)
     training = numbers_on_a_device(training_layout(placed, decoder), model)
     generation = numbers_on_a_device(generation_layout(placed, decoder), model) if role == "actor" else 0
@@ -69,10 +87,10 @@ def test_frozen_models_keep_weights_alone():
 
 
 def test_axes_multiply_to_devices_and_replicas():
-    mesh = mesh_sizes(MeshConfig(data=2, fsdp=3, tensor=8, generation_tensor=2, pipe=5))
-    assert mesh == MeshSizes(data=2, fsdp=3, tensor=2, micro=4, pipe=1, micro_pipe=5)
-    assert (mesh.devices, mesh.training_tensor, mesh.stages) == (240, 8, 5)
-    assert (mesh.training_replicas, mesh.generation_replicas) == (6, 120)
+    mesh = mesh_sizes(MeshConfig(data=2, fsdp=3, tensor=8, generation_tensor=2, pipe=5, expert=2))
+    assert mesh == MeshSizes(data=2, fsdp=3, tensor=2, micro=4, pipe=1, micro_pipe=5, expert=2)
+    assert (mesh.devices, mesh.training_tensor, mesh.stages) == (480, 8, 5)
+    assert (mesh.training_replicas, mesh.generation_replicas) == (12, 240)
 
 
 def test_a_pool_is_described_by_hosts_layouts_and_bytes():

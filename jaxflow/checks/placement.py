@@ -54,12 +54,12 @@ def mesh_problems(config: Config, devices_available: int | None) -> Iterator[str
     cluster = config.cluster
     for name, pool in cluster.pools.items():
         path, mesh, devices = f"cluster.pools.{name}", pool.mesh, pool.hosts * pool.devices_per_host
-        product = mesh.data * mesh.fsdp * mesh.pipe * mesh.tensor
+        product = mesh.data * mesh.fsdp * mesh.expert * mesh.pipe * mesh.tensor
         if product != devices:
             yield (
-                f"{path}.mesh: data {mesh.data} × fsdp {mesh.fsdp} × pipe {mesh.pipe} × tensor {mesh.tensor} ="
-                f" {product} devices, but hosts {pool.hosts} × devices_per_host {pool.devices_per_host} ="
-                f" {devices}; change one of them"
+                f"{path}.mesh: data {mesh.data} × fsdp {mesh.fsdp} × expert {mesh.expert} × pipe {mesh.pipe} × tensor"
+                f" {mesh.tensor} = {product} devices, but hosts {pool.hosts} × devices_per_host"
+                f" {pool.devices_per_host} = {devices}; change one of them"
             )
         if mesh.generation_tensor > 0 and mesh.tensor % mesh.generation_tensor != 0:
             yield (
@@ -96,7 +96,13 @@ def sharding_problems(config: Config, vocabulary_size: int | None) -> Iterator[s
 def _parallelism(pool: PoolConfig) -> Parallelism:
     mesh = pool.mesh
     return Parallelism(
-        mesh.data, mesh.fsdp, mesh.tensor, mesh.generation_tensor, pipe=mesh.pipe, generation_pipe=1
+        mesh.data,
+        mesh.fsdp,
+        mesh.tensor,
+        mesh.generation_tensor,
+        pipe=mesh.pipe,
+        generation_pipe=1,
+        expert=mesh.expert,
     )
 
 
@@ -104,8 +110,8 @@ def _nearest_meshes(pool: PoolConfig, model: DecoderConfig) -> str:
     """Name the meshes nearest to a pool's that can hold the model on its devices."""
     devices = pool.hosts * pool.devices_per_host
     can_be = [
-        f"data {one.data} × fsdp {one.fsdp} × pipe {one.pipe} × tensor {one.tensor}, generation_tensor"
-        f" {one.generation_tensor}"
+        f"data {one.data} × fsdp {one.fsdp} × expert {one.expert} × pipe {one.pipe} × tensor {one.tensor},"
+        f" generation_tensor {one.generation_tensor}"
         for one in nearest_layouts(_parallelism(pool), devices, model, _CONSIDERED_MESHES)
         if one.generation_pipe == 1
     ]
@@ -137,7 +143,7 @@ def row_problems(config: Config) -> Iterator[str]:
         if whole and sequences % mesh.generation_replicas != 0:
             yield (
                 f"{product} = {sequences} sequences per step cannot be split over the {mesh.generation_replicas}"
-                f" generation replicas of pool {placed['actor']} (data × fsdp × pipe × tensor /"
+                f" generation replicas of pool {placed['actor']} (data × fsdp × expert × pipe × tensor /"
                 " generation_tensor); make it a multiple"
             )
         elif whole and config.rollout.parts > 1:
@@ -210,4 +216,4 @@ def _product(config: Config) -> str:
 
 
 def _replicas(pool: str, meshes: dict[str, MeshSizes]) -> str:
-    return f"{meshes[pool].training_replicas} training replicas of pool {pool} (data × fsdp)"
+    return f"{meshes[pool].training_replicas} training replicas of pool {pool} (data × fsdp × expert)"

@@ -120,7 +120,10 @@ _RANGES: Mapping[str, _Range] = {
     "checkpoint.keep": _FROM_ONE,
     **dict.fromkeys(("cluster.pools.*.hosts", "cluster.pools.*.devices_per_host"), _FROM_ONE),
     **dict.fromkeys(
-        (f"cluster.pools.*.mesh.{axis}" for axis in ("data", "fsdp", "tensor", "generation_tensor", "pipe")),
+        (
+            f"cluster.pools.*.mesh.{axis}"
+            for axis in ("data", "fsdp", "tensor", "generation_tensor", "pipe", "expert")
+        ),
         _FROM_ONE,
     ),
     **dict.fromkeys(

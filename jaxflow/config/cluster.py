@@ -8,13 +8,16 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes of one pool; data × fsdp × pipe × tensor is the number of its devices."""
+    """Sizes of the mesh axes of one pool; data × fsdp × expert × pipe × tensor is the number of its devices."""
 
     data: int = 1  # data-parallel replicas
     fsdp: int = 1  # ways the weights and optimizer are sharded over replicas that see different rows (ZeRO-3)
     tensor: int = 1  # tensor-parallel size in training and scoring, t
     generation_tensor: int = 1  # tensor-parallel size in generation, t_g; divides `tensor`
     pipe: int = 1  # pipeline stages in training and scoring, p; generation gathers the layers of all stages
+    expert: int = (
+        1  # ways a mixture's experts are cut, over replicas that see different rows; divides model.experts
+    )
 
 
 @dataclasses.dataclass(frozen=True)

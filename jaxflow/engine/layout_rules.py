@@ -23,11 +23,12 @@ class Parallelism:
     generation_tensor: int  # t_g
     pipe: int  # p
     generation_pipe: int  # p_g
+    expert: int = 1  # ways that experts are cut, over replicas that see different rows
 
     @property
     def devices(self) -> int:
-        """Return d·f·t·p."""
-        return self.data * self.fsdp * self.tensor * self.pipe
+        """Return d·f·expert·t·p."""
+        return self.data * self.fsdp * self.expert * self.tensor * self.pipe
 
     @property
     def micro_data(self) -> int:
@@ -128,6 +129,15 @@ _RULES = (
     _of_model("fsdp", "width", lambda m: m.width),
     _of_model("pipe", "layers", lambda m: m.layers),
     _Rule(
+        "expert",
+        "experts",
+        lambda _, m: max(m.experts, 1),
+        lambda p: p.expert,
+        "the model's experts (a dense model counts as one)",
+        "expert",
+        _more_of("experts"),
+    ),
+    _Rule(
         "tensor",
         "vocabulary_size",
         lambda _, m: m.padded_vocabulary_size,
@@ -164,8 +174,8 @@ def layout_problems(asked: Parallelism, devices: int, model: DecoderConfig) -> l
             LayoutProblem(
                 "data",
                 "",
-                f"data {asked.data} × fsdp {asked.fsdp} × tensor {asked.tensor} × pipe {asked.pipe} ="
-                f" {asked.devices} devices, the pool has {devices}",
+                f"data {asked.data} × fsdp {asked.fsdp} × expert {asked.expert} × tensor {asked.tensor} × pipe"
+                f" {asked.pipe} = {asked.devices} devices, the pool has {devices}",
                 "",
                 (devices // others,) if devices % others == 0 else (),
             )
@@ -183,17 +193,18 @@ def nearest_layouts(
     asked: Parallelism, devices: int, model: DecoderConfig, count: int
 ) -> tuple[Parallelism, ...]:
     """Return up to `count` divisions of all the devices that can hold the model, the nearest first."""
-    possible = (one for one in _divisions(devices) if not layout_problems(one, devices, model))
+    possible = (one for one in _divisions(devices, model) if not layout_problems(one, devices, model))
     return tuple(sorted(possible, key=asked.distance)[:count])
 
 
-def _divisions(devices: int) -> Iterator[Parallelism]:
-    for pipe in _divisors(devices):
-        for tensor in _divisors(devices // pipe):
-            for fsdp in _divisors(devices // pipe // tensor):
-                data = devices // pipe // tensor // fsdp
-                for t_g, p_g in itertools.product(_divisors(tensor), _divisors(pipe)):
-                    yield Parallelism(data, fsdp, tensor, t_g, pipe, p_g)
+def _divisions(devices: int, model: DecoderConfig) -> Iterator[Parallelism]:
+    for expert in _divisors(math.gcd(devices, max(model.experts, 1))):
+        for pipe in _divisors(devices // expert):
+            for tensor in _divisors(devices // expert // pipe):
+                for fsdp in _divisors(devices // expert // pipe // tensor):
+                    data = devices // expert // pipe // tensor // fsdp
+                    for t_g, p_g in itertools.product(_divisors(tensor), _divisors(pipe)):
+                        yield Parallelism(data, fsdp, tensor, t_g, pipe, p_g, expert)
 
 
 def _divisors(number: int) -> list[int]:

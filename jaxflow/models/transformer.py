@@ -7,6 +7,7 @@ Outside this room a model is a `Model` (its description) and a nested dict of ar
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -168,6 +169,7 @@ class Model:
         return nnx.merge(self.definition, params)
 
 
+@functools.cache
 def describe(config: DecoderConfig, kind: type[LanguageModel] | type[ScalarModel]) -> Model:
     """Describe a model from its numbers alone; nothing is allocated."""
     definition, state = nnx.split(nnx.eval_shape(lambda: kind(config, nnx.Rngs(params=0))))

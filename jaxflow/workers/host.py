@@ -60,6 +60,7 @@ class Host:
             devices,
             pipe=sizes.stages,
             generation_pipe=sizes.pipe,
+            expert=sizes.expert,
         )
         self._place = Place(mesh)
 

@@ -66,12 +66,12 @@ def test_each_role_must_stand_in_exactly_one_pool(changes, expected):
     [
         (
             {"cluster__pools__main__hosts": 3},
-            "cluster.pools.main.mesh: data 2 × fsdp 1 × pipe 1 × tensor 4 = 8 devices, but hosts 3 ×"
+            "cluster.pools.main.mesh: data 2 × fsdp 1 × expert 1 × pipe 1 × tensor 4 = 8 devices, but hosts 3 ×"
             " devices_per_host 4 = 12",
         ),
         (
             {"cluster__pools__judges__mesh__data": 2},
-            "cluster.pools.judges.mesh: data 2 × fsdp 1 × pipe 1 × tensor 1 = 2 devices, but hosts 1 ×"
+            "cluster.pools.judges.mesh: data 2 × fsdp 1 × expert 1 × pipe 1 × tensor 1 = 2 devices, but hosts 1 ×"
             " devices_per_host 3",
         ),
         ({"cluster__pools__main__mesh__generation_tensor": 3}, "mesh.tensor = 4; set it to one of: 1, 2, 4"),
@@ -124,6 +124,11 @@ def test_devices_of_all_pools_are_counted_together():
             },
             "actor.model: the model's layers = 3 cannot be divided by pipe = 2 of pool main",
         ),
+        (
+            {"cluster__pools__main__mesh__data": 1, "cluster__pools__main__mesh__expert": 2},
+            "actor.model: the model's experts (a dense model counts as one) = 1 cannot be divided by expert = 2 of"
+            " pool main; set cluster.pools.main.mesh.expert to one of 1, or actor.model.experts to a multiple of 2",
+        ),
     ],
 )
 def test_weights_must_split_over_the_mesh_of_their_roles_pool(changes, expected):
@@ -133,7 +138,7 @@ def test_weights_must_split_over_the_mesh_of_their_roles_pool(changes, expected)
 def test_the_nearest_meshes_that_can_hold_the_model_are_named():
     (problem,) = problems(config(actor__model__mlp_width=510))
     offered = problem.partition("; nearest meshes that can be: ")[2].split(" | ")
-    assert offered[0] == "data 4 × fsdp 1 × pipe 1 × tensor 2, generation_tensor 2"
+    assert offered[0] == "data 4 × fsdp 1 × expert 1 × pipe 1 × tensor 2, generation_tensor 2"
     assert len(set(offered)) == 3
 
 
@@ -172,16 +177,19 @@ def test_tables_padded_to_a_multiple_that_the_ranks_divide_are_accepted():
     ("changes", "expected"),
     [
         ({"actor__minibatch_sequences": 100}, "actor.minibatch_sequences = 100 sequences over all devices"),
-        ({"actor__minibatch_sequences": 3}, "2 training replicas of pool main (data × fsdp); set it to 2"),
+        (
+            {"actor__minibatch_sequences": 3},
+            "2 training replicas of pool main (data × fsdp × expert); set it to 2",
+        ),
         (
             {"critic__minibatch_sequences": 128},
-            "3 training replicas of pool judges (data × fsdp); set it to 96",
+            "3 training replicas of pool judges (data × fsdp × expert); set it to 96",
         ),
         ({"critic__minibatch_sequences": 768}, "set it to 384"),
         (
             {"data__prompts_per_step": 32},
             "the 128 sequences of a step (data.prompts_per_step 32 × rollout.samples_per_prompt 4) and be a multiple"
-            " of the 3 training replicas of pool judges (data × fsdp); no size does both",
+            " of the 3 training replicas of pool judges (data × fsdp × expert); no size does both",
         ),
         (
             {"warm_start__steps": 5, "warm_start__sequences_per_step": 9},
@@ -189,7 +197,7 @@ def test_tables_padded_to_a_multiple_that_the_ranks_divide_are_accepted():
         ),
         (
             {**MODEL_REWARD, "warm_start__sequences_per_step": 128},
-            "is not a multiple of the 3 training replicas of pool judges (data × fsdp), where the reward learns",
+            "is not a multiple of the 3 training replicas of pool judges (data × fsdp × expert), where the reward",
         ),
     ],
 )

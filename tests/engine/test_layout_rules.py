@@ -74,6 +74,16 @@ def test_the_nearest_layouts_can_be_and_nothing_nearer_is_left_out():
     assert nearest_layouts(GOOD, 32, MODEL, 1) == (GOOD,)
 
 
+def test_experts_are_cut_where_there_are_some():
+    cut = dataclasses.replace(GOOD, data=1, expert=2)
+    assert layout_problems(cut, 32, dataclasses.replace(MODEL, experts=6)) == []
+    (problem,) = layout_problems(cut, 32, MODEL)
+    assert (problem.field, problem.key, problem.fitting) == ("expert", "experts", (1,))
+    offered = nearest_layouts(cut, 32, dataclasses.replace(MODEL, experts=6), 50)
+    assert offered[0] == cut and {one.expert for one in offered} == {1, 2}
+    assert {one.expert for one in nearest_layouts(cut, 32, MODEL, 50)} == {1}
+
+
 def test_no_layout_is_offered_where_none_can_be():
     assert nearest_layouts(GOOD, 7 * 11, dataclasses.replace(MODEL, width=95), 3) == (
         dataclasses.replace(GOOD, data=77, fsdp=1, tensor=1, generation_tensor=1, pipe=1),

@@ -222,7 +222,7 @@ def measure(case: Case, mesh: jax.sharding.Mesh) -> Iterator[tuple[str, int, int
     generator = Generator(actor, generation, "float32", sequences // generation.replicas)
     sampling = Sampling(1.0, top_k=0, top_p=1.0, max_response_tokens=RESPONSE_TOKENS, end_ids=(), pad_id=0)
     prompts = _prompts(experience)
-    generate = timed(lambda: generator(rollout_params, prompts, sampling, 0, 0, 0))
+    generate = timed(lambda: generator(rollout_params, prompts, sampling, 0, 0, 0, 0))
     yield "generate", sequences * RESPONSE_TOKENS, generation_flops(config, sequences), generate
     del rollout_params
 

@@ -34,6 +34,7 @@ class Derived:
     actor_model: DecoderConfig  # vocabulary filled in
     critic_model: DecoderConfig
     reward_model: DecoderConfig
+    cost_model: DecoderConfig
     prompts_per_step: int
     sequences_per_step: int  # prompts × samples per prompt
     longest_sequence_tokens: int  # prompt + response
@@ -54,6 +55,7 @@ def derive(config: Config, vocabulary_size: int) -> Derived:
         actor_model=with_vocabulary(config.actor.model, vocabulary_size),
         critic_model=with_vocabulary(config.critic_model, vocabulary_size),
         reward_model=with_vocabulary(config.reward_model, vocabulary_size),
+        cost_model=with_vocabulary(config.cost_model, vocabulary_size),
         prompts_per_step=config.data.prompts_per_step,
         sequences_per_step=sequences,
         longest_sequence_tokens=longest_sequence_tokens(config),
@@ -74,7 +76,9 @@ def describe(config: Config, derived: Derived) -> str:
         "actor": derived.actor_model,
         "reference": derived.actor_model,
         "critic": derived.critic_model,
+        "cost_critic": derived.critic_model,
         "reward": derived.reward_model,
+        "cost": derived.cost_model,
     }
     models = {role: decoders[role] for role in roles_with_models(config)}
     devices = sum(plan.mesh.devices for plan in derived.pools.values())

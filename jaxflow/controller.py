@@ -13,6 +13,7 @@ from jaxflow.data.batches import PromptBatches, fixed_batch
 from jaxflow.dataflow import load_dataflow
 from jaxflow.engine.batching import LENGTH_UNIT
 from jaxflow.job import Job
+from jaxflow.placement import CRITICS
 from jaxflow.run_directory import Checkpoint, RunDirectory
 from jaxflow.stop import Stop
 from jaxflow.tracking.console import Console
@@ -26,7 +27,7 @@ from jaxflow.tracking.metrics import (
 from jaxflow.tracking.report import summary
 from jaxflow.tracking.samples import SamplesWriter, pick_samples
 from jaxflow.tracking.timeline import Timeline
-from jaxflow.types import Future, Span, UserError
+from jaxflow.types import Future, Prompts, Span, UserError
 from jaxflow.warm_start import Beginning, WarmStart
 from jaxflow.workers.group import WorkerGroup
 from jaxflow.workers.launch import Workers
@@ -125,7 +126,8 @@ class Controller:
         beginning = warm_start.run()
         if beginning is None:
             return None
-        self._groups = {role: self._workers.group(role) for role in self._dataflow.cast}
+        placed = {role for plan in self._job.derived.pools.values() for role in plan.roles}
+        self._groups = {role: self._workers.group(role) for role in self._dataflow.playing(placed)}
         done = 0 if checkpoint is None else checkpoint.step
         # Before the first step nothing is done: what was written of it is written again.
         kept = done if done > 0 else -1
@@ -154,19 +156,20 @@ class Controller:
             yield self._groups["reference"].load(str(beginning.actor))
         if beginning.reward is not None:
             yield self._groups["reward"].load(str(beginning.reward))
+        if "cost" in self._groups and self._config.cost.kind == "model":
+            yield self._groups["cost"].load(self._config.cost.weights)
 
     def _first(self, beginning: Beginning) -> Iterator[Future[object]]:
         """Load the weights that training begins from."""
         yield self._groups["actor"].load(str(beginning.actor))
-        if "critic" not in self._groups:
-            return
-        critic, derived = self._groups["critic"], self._job.derived
-        if self._config.critic.weights:
-            yield critic.load(self._config.critic.weights)
-        elif derived.critic_model.same_backbone(derived.actor_model):
-            yield critic.load_backbone(str(beginning.actor))
-        else:
-            yield critic.create()
+        derived = self._job.derived
+        for critic in (self._groups[role] for role in CRITICS if role in self._groups):
+            if self._config.critic.weights:
+                yield critic.load(self._config.critic.weights)
+            elif derived.critic_model.same_backbone(derived.actor_model):
+                yield critic.load_backbone(str(beginning.actor))
+            else:
+                yield critic.create()
 
     def _note_first(self, kind: str) -> None:
         seconds = time.monotonic() - self._process_started
@@ -177,9 +180,10 @@ class Controller:
         started, busy = time.perf_counter(), time.thread_time()
         self._workers.traffic.take()
         metrics: dict[str, float] = {}
-        prompts = self._batches.at(done)
+        drawn = [self._batches.at(done)]
         try:
-            for future in self._dataflow(self._groups, self._workers.put(prompts)):
+            prompts, further = self._workers.put(drawn[0]), self._further_prompts(done, drawn)
+            for future in self._dataflow(self._groups, prompts, further):
                 metrics |= future.result()
             metrics |= self._reward_figures()
             calls = self._workers.collect()
@@ -190,7 +194,10 @@ class Controller:
         self._spans[done + 1] = [span for call in calls for span in call]
         self._spans.pop(done + 1 - _SPANS_KEPT, None)
         self._timeline.write(done + 1, self._spans[done + 1])
-        metrics |= self._timing([call[0] for call in calls], int(prompts.lengths.sum()), seconds)
+        prompt_tokens = sum(int(prompts.lengths.sum()) for prompts in drawn) / len(drawn)
+        metrics |= self._timing([call[0] for call in calls], prompt_tokens, seconds)
+        if len(drawn) > 1:
+            metrics["training/refills"] = float(len(drawn) - 1)
         metrics["perf/controller_bytes"] = float(self._workers.traffic.take())
         metrics["perf/controller_seconds"] = time.thread_time() - busy
         rows = len(self._job.source.train)
@@ -204,8 +211,15 @@ class Controller:
             return {}
         return reward_metrics(reward.take_figures().result())
 
-    def _timing(self, calls: Sequence[Span], prompt_tokens: int, seconds: float) -> dict[str, float]:
-        """Return the times of a step's stages and its speed."""
+    def _further_prompts(self, done: int, drawn: list[Prompts]) -> Iterator[Future[Prompts]]:
+        """Draw more prompts of a step, as long as someone asks and the config allows; note them in `drawn`."""
+        refills = self._config.algorithm.dynamic_sampling.max_refills
+        for refill in range(refills):
+            drawn.append(self._batches.further(done, refill, refills))
+            yield self._workers.put(drawn[-1])
+
+    def _timing(self, calls: Sequence[Span], prompt_tokens: float, seconds: float) -> dict[str, float]:
+        """Return the times of a step's stages and its speed; `prompt_tokens` are those of one rollout."""
         stages: dict[str, float] = {"step": seconds}
         for call in calls:
             stages[call.name] = stages.get(call.name, 0.0) + call.seconds

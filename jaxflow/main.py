@@ -26,7 +26,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxflow import batch_algebra
-from jaxflow.checks import check
+from jaxflow.checks import check, warnings
 from jaxflow.config import (
     Config,
     difference,
@@ -116,7 +116,11 @@ def prepare(config: Config) -> Job:
     check(config, None, devices)
     tokenizer = load_tokenizer(config.data.task, config.data.tokenizer)
     check(config, tokenizer.vocabulary_size, devices)
-    with contextlib.closing(choose_judge(config)) as judge:
+    files = bool(config.data.train_files)
+    if config.cost.function:
+        with contextlib.closing(choose_judge(config.cost, files)) as judge:
+            judge.check()
+    with contextlib.closing(choose_judge(config.reward, files)) as judge:
         judge.check()  # again in the worker, but there it would come late
         source = load_source(
             config.data.task,
@@ -236,6 +240,8 @@ def main(arguments: Sequence[str]) -> int:
     with Console(config.run.total_steps) as console:
         console.watch(calls.current_stage)
         console.banner(_banner(job, directory.workdir))
+        for warning in warnings(config):
+            console.warn(warning)
         checkpoint = _resume(job, directory, console)
         if checkpoint is not None and checkpoint.step >= config.run.total_steps:
             console.note(f"nothing to do: all {config.run.total_steps} steps are done")

@@ -16,6 +16,9 @@ from jaxflow.engine.sharding import TABLE, fitting_prefix
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.transformer import LanguageModel, Model, ScalarModel, describe
 
+CRITICS = ("critic", "cost_critic")
+"""Roles that learn values: of rewards, of costs. They have one config and one shape, and weights of their own."""
+
 _FLOAT32_BYTES = 4
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -98,7 +101,8 @@ def holds_tokens_head(role: str) -> bool:
 
 def roles_with_models(config: Config) -> tuple[str, ...]:
     """Return the roles that hold weights: a reward function holds none."""
-    return ("actor", "reference", "critic", *(("reward",) if config.reward.kind == "model" else ()))
+    judges = [role for role in ("reward", "cost") if vars(config)[role].kind == "model"]
+    return ("actor", "reference", *CRITICS, *judges)
 
 
 def parameter_count(role: str, model: DecoderConfig) -> int:
@@ -117,7 +121,7 @@ def role_bytes(role: str, model: DecoderConfig, mesh: MeshSizes, rollout_dtype: 
     masters, rollout = (_numbers(described, column, mesh) for column in (0, 1))
     return RoleBytes(
         weights=masters * _FLOAT32_BYTES,
-        training=3 * masters * _FLOAT32_BYTES if role in ("actor", "critic") else 0,
+        training=3 * masters * _FLOAT32_BYTES if role in ("actor", *CRITICS) else 0,
         rollout=rollout * _DTYPE_BYTES[rollout_dtype] if role == "actor" else 0,
     )
 

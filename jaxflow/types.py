@@ -80,6 +80,7 @@ class Rollout:
     behaviour_log_probs: Float[Array, "B T"]  # float32, of the distribution sampled from (after top-k/top-p)
     finished: Bool[Array, "B"]  # ended by itself (end token), not by the length limit
     groups: Int[Array, "B"]  # int32, index of the prompt each row answers
+    policy_updates: Int[Array, "B"]  # int32, optimizer updates behind the weights that sampled: the row's age
 
 
 @jax.tree_util.register_dataclass
@@ -99,6 +100,7 @@ class Scores:
     scores: Float[Array, "B"]  # float32, paid at the last response token
     accuracy: Float[Array, "B"]  # float32 in [0, 1], share of the task solved; equals scores if not told
     failed: Bool[Array, "B"]  # the reward function raised or returned no number: `scores` is the fallback
+    components: Float[Array, "B K"] | None = None  # float32, K rewards that an algorithm weighs one by one
 
 
 @jax.tree_util.register_dataclass
@@ -110,10 +112,16 @@ class Experience:
     lengths: Int[Array, "B"]  # int32
     response_mask: Bool[Array, "B T"]
     actor_log_probs: Float[Array, "B T"]  # float32, of the policy that the ratio is taken against
-    reference_log_probs: Float[Array, "B T"]  # float32
+    reference_log_probs: Float[Array, "B T"]  # float32; the actor's own where there is no reference
     values: Float[Array, "B T"]  # float32, the critic's before its update
     advantages: Float[Array, "B T"]  # float32
     returns: Float[Array, "B T"]  # float32, the critic's target
+    policy_updates: Int[Array, "B"]  # int32, as of the rollout
+    # float32, how much each token's objective counts; None: all the same. Denominators are not weighed.
+    weights: Float[Array, "B T"] | None = None
+    penalised: Bool[Array, "B T"] | None = (
+        None  # tokens whose distance from π_old costs; None: no such penalty
+    )
 
 
 @jax.tree_util.register_dataclass

@@ -56,7 +56,15 @@ written("way back")
 
 sampling = Sampling(temperature=1.0, top_k=0, top_p=0.9, max_response_tokens=8, end_ids=(1,), pad_id=0)
 generator = Generator(LANGUAGE_MODEL, generation, "float32", 4)
-generator(rollout_params, tiny.prompts(rows=4 * generation.replicas), sampling, seed=0, step=0, purpose=0)
+generator(
+    rollout_params,
+    tiny.prompts(rows=4 * generation.replicas),
+    sampling,
+    seed=0,
+    step=0,
+    purpose=0,
+    policy_updates=0,
+)
 written("generation")
 
 for name, model, weights in (

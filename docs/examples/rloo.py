@@ -27,7 +27,8 @@ class LeaveOneOut:
         advantages = scores.scores - others / (self._samples - 1)
         per_token = np.where(mask, advantages[:, None], 0.0).astype(np.float32)
         unused = np.zeros_like(log_probs)  # reference_log_probs, values and returns
-        return Experience(rollout.tokens, rollout.lengths, mask, log_probs, unused, unused, per_token, unused)
+        learnt = (log_probs, unused, unused, per_token, unused, rollout.policy_updates)
+        return Experience(rollout.tokens, rollout.lengths, mask, *learnt)
 
     @exposed("adv", ONE_TO_ALL, replicated=True)
     def statistics(self, scores):

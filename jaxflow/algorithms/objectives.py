@@ -1,11 +1,14 @@
-"""Per-token objectives, as losses to minimise.
+"""PPO's objective and its value loss, per token, as losses to minimise; and the names of all objectives.
 
-Knows no mask and no batch: what is averaged, and over what, is `aggregate`'s business.
+Knows no mask and no batch: what is averaged, and over what, is `aggregate`'s business. The objectives that take
+PPO's place are in `token_objectives.py` and `sequence_objectives.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -37,6 +40,30 @@ class ClipIndicators:
     ratio: Float[Array, "B T"]  # π_θ / π_old
     clipped: Bool[Array, "B T"]  # the ratio's clip decides the loss
     clipped_lower: Bool[Array, "B T"]  # the dual clip decides the loss
+
+
+Objective = Callable[
+    [Float[Array, "B T"], Float[Array, "B T"], Float[Array, "B T"], Bool[Array, "B T"]],
+    tuple[Float[Array, "B T"], ClipIndicators],
+]
+"""(log_probs, old_log_probs, advantages, mask) -> (loss of each token, what happened there)."""
+
+
+def by_token(objective: Callable[..., tuple[Float[Array, "B T"], ClipIndicators]], **knobs: Any) -> Objective:
+    """Return an objective that looks at each token alone, with its knobs, under the signature of all."""
+
+    def with_mask(log_probs, old_log_probs, advantages, mask):
+        return objective(log_probs, old_log_probs, advantages, **knobs)
+
+    return with_mask
+
+
+def policy_ratio(log_probs: Float[Array, "B T"], old_log_probs: Float[Array, "B T"]) -> Float[Array, "B T"]:
+    """Return r = π_θ / π_old, the log-ratio clamped to ±20: finite, and without a gradient beyond."""
+    chex.assert_rank([log_probs, old_log_probs], 2)
+    chex.assert_equal_shape([log_probs, old_log_probs])
+    chex.assert_type([log_probs, old_log_probs], float)
+    return jnp.exp(jnp.clip(log_probs - old_log_probs, -20.0, 20.0))
 
 
 def clipped_objective(
@@ -72,7 +99,7 @@ def clipped_objective(
     chex.assert_type([log_probs, old_log_probs, advantages], float)
     if dual_clip != 0.0 and dual_clip <= 1.0:
         raise types.UserError(f"dual_clip is {dual_clip}: it must be above 1, or 0.0 to switch it off")
-    ratio = jnp.exp(jnp.clip(log_probs - old_log_probs, -20.0, 20.0))
+    ratio = policy_ratio(log_probs, old_log_probs)
     plain = -advantages * ratio
     bounded = -advantages * jnp.clip(ratio, 1.0 - clip_ratio_low, 1.0 + clip_ratio_high)
     losses = jnp.maximum(plain, bounded)

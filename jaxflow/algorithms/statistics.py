@@ -23,6 +23,7 @@ def experience_statistics(
     kl_coefficient: Float[Array, ""] | float,
     kl_estimator: str,
     max_response_tokens: int,
+    with_critic: bool,
 ) -> Scalars:
     """Return the step's scores, advantages, lengths, KL and sampler gap as float32 scalars.
 
@@ -33,6 +34,7 @@ def experience_statistics(
       kl_coefficient: β that the rewards were made with.
       kl_estimator: of the KL in the rewards, one of KL_ESTIMATORS.
       max_response_tokens: responses this long count as cut (`response_length/clip_ratio`).
+      with_critic: whether the values are a critic's, and worth figures.
     """
     mask = experience.response_mask
     rows = jnp.any(mask, axis=1)
@@ -47,8 +49,6 @@ def experience_statistics(
         **_spread("critic/rewards", rewards, rows),
         **_spread("critic/advantages", experience.advantages, mask),
         **_spread("critic/returns", experience.returns, mask),
-        **_spread("critic/values", experience.values, mask),
-        "critic/vf_explained_var": explained_variance(experience.values, experience.returns, mask),
         **_spread("response_length", response_tokens, rows),
         "response_length/clip_ratio": masked_mean(cut, rows),
         **_spread("prompt_length", experience.lengths - response_tokens, rows),
@@ -59,6 +59,12 @@ def experience_statistics(
         "reward/failed_rows": jnp.sum(scores.failed & rows),
         "perf/total_num_tokens": masked_sum(experience.lengths, rows),
     }
+    if with_critic:
+        statistics |= _spread("critic/values", experience.values, mask)
+        explained = explained_variance(experience.values, experience.returns, mask)
+        statistics["critic/vf_explained_var"] = explained
+    if experience.weights is not None:
+        statistics |= _spread("training/token_weights", experience.weights, mask)
     return {name: jnp.asarray(value, jnp.float32) for name, value in statistics.items()}
 
 

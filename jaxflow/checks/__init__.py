@@ -7,15 +7,16 @@ of weights, builds no mesh, loads no tokenizer.
 from __future__ import annotations
 
 from jaxflow.checks.cluster import address_problems
-from jaxflow.checks.learning import cast_problems, rule_problems, token_problems
+from jaxflow.checks.learning import cast_problems, token_problems
 from jaxflow.checks.material import file_problems, reward_problems, scoring_problems, task_problems
 from jaxflow.checks.models import model_problems, models
 from jaxflow.checks.placement import mesh_problems, row_problems, sharding_problems
+from jaxflow.checks.rule import rule_problems, rule_warnings
 from jaxflow.checks.values import countable, out_of_range, wrong_names
 from jaxflow.checks.weights import weight_problems
 from jaxflow.config import Config, refuse
 
-__all__ = ["check"]
+__all__ = ["check", "warnings"]
 
 
 def check(config: Config, vocabulary_size: int | None, devices_available: int | None) -> None:
@@ -46,3 +47,8 @@ def check(config: Config, vocabulary_size: int | None, devices_available: int | 
         if vocabulary_size is not None:
             problems += weight_problems(config, vocabulary_size)
     refuse("the config", problems)
+
+
+def warnings(config: Config) -> list[str]:
+    """Say what a config that `check` accepts asks for and hardly means."""
+    return list(rule_warnings(config))

@@ -1,4 +1,4 @@
-"""What in the rule of learning cannot be: the algorithm's keys together, and the sizes of its batches."""
+"""What in the cast and in the sizes of its batches cannot be; the rule of learning itself is in `rule.py`."""
 
 from __future__ import annotations
 
@@ -7,29 +7,28 @@ from collections.abc import Iterator
 from jaxflow.batch_algebra import longest_sequence_tokens
 from jaxflow.checks.placement import role_problems
 from jaxflow.config import Config
-from jaxflow.dataflow import load_dataflow
+from jaxflow.dataflow import Dataflow, load_dataflow
 from jaxflow.engine.batching import LENGTH_UNIT, ladder
 from jaxflow.types import UserError
 
 
 def cast_problems(config: Config) -> Iterator[str]:
-    try:
-        cast = load_dataflow(config.algorithm.name).cast
-    except UserError as error:
-        yield str(error)
+    dataflow = _dataflow(config)
+    if isinstance(dataflow, UserError):
+        yield str(dataflow)
         return
-    yield from role_problems(config, cast)
+    yield from role_problems(config, dataflow.playing(_placed(config)))
 
 
-def rule_problems(config: Config) -> Iterator[str]:
-    rule, kl = config.algorithm, config.algorithm.kl
-    if rule.dual_clip != 0.0 and rule.dual_clip <= 1.0:
-        yield f"algorithm.dual_clip = {rule.dual_clip}: must be above 1, or 0 to switch it off"
-    if kl.controller == "adaptive" and kl.reward_coefficient == 0.0:
-        yield (
-            "algorithm.kl.reward_coefficient = 0 with algorithm.kl.controller = adaptive: the controller"
-            " multiplies, so it would stay 0; start above 0 or set the controller to fixed"
-        )
+def _dataflow(config: Config) -> Dataflow | UserError:
+    try:
+        return load_dataflow(config.algorithm.name)
+    except UserError as error:
+        return error
+
+
+def _placed(config: Config) -> set[str]:
+    return {role for pool in config.cluster.pools.values() for role in pool.roles}
 
 
 def token_problems(config: Config) -> Iterator[str]:

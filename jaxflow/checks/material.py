@@ -97,11 +97,13 @@ def file_problems(config: Config) -> Iterator[str]:
         ("actor.weights", config.actor.weights),
         ("critic.weights", config.critic.weights),
         ("reward.weights", config.reward.weights),
+        ("cost.weights", config.cost.weights),
     ):
         if directory and not pathlib.Path(directory).is_dir():
             yield f"{key}: no such directory: {directory}"
-    source, _, name = function.rpartition(":")
-    if function and not (source and name.isidentifier()):
-        yield f"reward.function = {function!r}: expected path.py:function"
-    elif function and not pathlib.Path(source).is_file():
-        yield f"reward.function: no such file: {source}"
+    for key, asked in (("reward.function", function), ("cost.function", config.cost.function)):
+        source, _, name = asked.rpartition(":")
+        if asked and not (source and name.isidentifier()):
+            yield f"{key} = {asked!r}: expected path.py:function"
+        elif asked and not pathlib.Path(source).is_file():
+            yield f"{key}: no such file: {source}"

@@ -15,6 +15,8 @@ def models(config: Config) -> Iterator[tuple[str, DecoderConfig]]:
         yield "critic.model", config.critic.model
     if config.reward.model is not None:
         yield "reward.model", config.reward.model
+    if config.cost.model is not None:
+        yield "cost.model", config.cost.model
 
 
 def model_problems(path: str, model: DecoderConfig, vocabulary_size: int | None) -> Iterator[str]:

@@ -13,7 +13,7 @@ from jaxflow.batch_algebra import sequences_per_step, with_vocabulary
 from jaxflow.config import Config, PoolConfig
 from jaxflow.engine.layout_rules import Parallelism, layout_problems, nearest_layouts
 from jaxflow.models.decoder_config import DecoderConfig
-from jaxflow.placement import MeshSizes, mesh_sizes, roles_with_models
+from jaxflow.placement import CRITICS, MeshSizes, mesh_sizes, roles_with_models
 
 _NAMED_MESHES, _NAMED_SIZES = 3, 4  # offered where one cannot be
 _CONSIDERED_MESHES = 1000  # that those are taken from; some of them generate in stages, which no pool does
@@ -123,13 +123,12 @@ def row_problems(config: Config) -> Iterator[str]:
     placed = _pools_of_models(config)
     meshes = {name: mesh_sizes(pool.mesh) for name, pool in config.cluster.pools.items()}
     sequences, product = sequences_per_step(config), _product(config)
-    for role, size in (
-        ("actor", config.actor.minibatch_sequences),
-        ("critic", config.critic.minibatch_sequences),
-    ):
+    settings = {"actor": ("actor", config.actor), **{role: ("critic", config.critic) for role in CRITICS}}
+    for role, (key, of_role) in settings.items():
         if role in placed:
-            yield from _minibatch_problems(config, role, size, placed[role], meshes[placed[role]])
-    updated = {placed[role] for role in ("actor", "critic") if role in placed}
+            size = of_role.minibatch_sequences
+            yield from _minibatch_problems(config, key, size, placed[role], meshes[placed[role]])
+    updated = {placed[role] for role in settings if role in placed}
     for pool in dict.fromkeys(pool for pool in placed.values() if pool not in updated):
         if sequences % meshes[pool].training_replicas != 0:
             yield (
@@ -201,10 +200,12 @@ def _pools_of_models(config: Config) -> dict[str, str]:
 
 def _model_of(config: Config, role: str) -> tuple[str, DecoderConfig]:
     """Return the config key of a role's model, where its shape is written, and the model."""
-    if role == "critic" and config.critic.model is not None:
+    if role in CRITICS and config.critic.model is not None:
         return "critic.model", config.critic.model
     if role == "reward" and config.reward.model is not None:
         return "reward.model", config.reward.model
+    if role == "cost" and config.cost.model is not None:
+        return "cost.model", config.cost.model
     return "actor.model", config.actor.model
 
 

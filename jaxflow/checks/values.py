@@ -23,6 +23,8 @@ from jaxflow.engine.optimizer import SCHEDULES
 from jaxflow.rewards.scorers import SCORERS
 
 _DTYPES = ("float32", "bfloat16")
+_JUDGES = ("reward", "cost")
+_MODELS = ("actor", "critic", *_JUDGES)
 
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -34,12 +36,12 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "actor.optimizer.schedule": SCHEDULES,
     "critic.model.compute_dtype": _DTYPES,
     "critic.optimizer.schedule": SCHEDULES,
-    "reward.kind": ("function", "model"),
-    "reward.manager": ("naive", "dapo", "batch"),
-    "reward.scorer": ("", *SCORERS),
-    "reward.model.compute_dtype": _DTYPES,
-    **{f"{role}.model.activation": ("silu", "gelu_tanh") for role in ("actor", "critic", "reward")},
-    **{f"{role}.model.rope_scaling": ("none", "linear", "llama3") for role in ("actor", "critic", "reward")},
+    **{f"{judge}.kind": ("function", "model") for judge in _JUDGES},
+    **{f"{judge}.manager": ("naive", "dapo", "batch") for judge in _JUDGES},
+    **{f"{judge}.scorer": ("", *SCORERS) for judge in _JUDGES},
+    **{f"{judge}.model.compute_dtype": _DTYPES for judge in _JUDGES},
+    **{f"{role}.model.activation": ("silu", "gelu_tanh") for role in _MODELS},
+    **{f"{role}.model.rope_scaling": ("none", "linear", "llama3") for role in _MODELS},
     "rollout.dtype": _DTYPES,
     "algorithm.estimator": ("", *ESTIMATORS),
     "algorithm.objective": OBJECTIVES,
@@ -108,10 +110,24 @@ _ROLE_RANGES: Mapping[str, _Range] = {
 }
 
 
+_JUDGE_RANGES: Mapping[str, _Range] = {
+    "max_failed_fraction": _UP_TO_ONE,
+    "processes": _FROM_ONE,
+    "timeout_seconds": _ABOVE_ZERO,
+    "memory_megabytes": _FROM_ONE,
+    "overlong_buffer_tokens": _FROM_ZERO,
+    "overlong_penalty_factor": _FROM_ZERO,
+}
+
+
 # A pool's name in a key is written as *.
 _RANGES: Mapping[str, _Range] = {
     **{f"{role}.{key}": allowed for role in ("actor", "critic") for key, allowed in _ROLE_RANGES.items()},
-    **{f"reward.model.{key}": allowed for key, allowed in _MODEL_RANGES.items()},
+    **{
+        f"{judge}.model.{key}": allowed
+        for judge in ("reward", "cost")
+        for key, allowed in _MODEL_RANGES.items()
+    },
     "run.seed": _Range(0, 2**32 - 1),  # what a JAX key takes without 64-bit mode
     "run.total_steps": _FROM_ONE,
     "run.evaluate_every_steps": _FROM_ZERO,
@@ -142,12 +158,7 @@ _RANGES: Mapping[str, _Range] = {
     "rollout.parts": _FROM_ONE,
     "rollout.score_microbatch_tokens_per_device": _FROM_ONE,
     "rollout.validation_temperature": _FROM_ZERO,
-    "reward.max_failed_fraction": _UP_TO_ONE,
-    "reward.processes": _FROM_ONE,
-    "reward.timeout_seconds": _ABOVE_ZERO,
-    "reward.memory_megabytes": _FROM_ONE,
-    "reward.overlong_buffer_tokens": _FROM_ZERO,
-    "reward.overlong_penalty_factor": _FROM_ZERO,
+    **{f"{judge}.{key}": allowed for judge in _JUDGES for key, allowed in _JUDGE_RANGES.items()},
     "algorithm.discount": _UP_TO_ONE,
     "algorithm.gae_lambda": _UP_TO_ONE,
     "algorithm.clip_ratio_low": _BELOW_ONE,  # the lower bound 1 − this stays a ratio: above 0

@@ -82,6 +82,14 @@ class KLCovConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GDPOConfig:
+    """Of the estimator gdpo: rewards that the reward function returns beside the score, normalised one by one."""
+
+    components: tuple[str, ...] = ()  # keys of the mapping that the reward function returns
+    weights: tuple[float, ...] = ()  # one per component
+
+
+@dataclasses.dataclass(frozen=True)
 class OffPolicyConfig:
     """What is done about data that another distribution μ sampled than π_old, which the ratio is taken against."""
 
@@ -137,6 +145,7 @@ class AlgorithmConfig:
     gae_lambda: float = 1.0  # λ
     whiten_advantages: bool = True  # gae: over the whole step; the others whiten where their papers do
     normalize_by_std: bool = True  # grpo, grpo_passk, gdpo: divide by the group's deviation; Dr.GRPO does not
+    gdpo: GDPOConfig = GDPOConfig()
     # vanilla | gspo | gspo_token | cispo | geo_mean | sapo | dppo_tv | dppo_kl | clip_cov | kl_cov | gpg
     objective: str = "vanilla"
     clip_ratio_low: float = 0.2  # vanilla, clip_cov: ratio clipped at 1 − this

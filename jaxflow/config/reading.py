@@ -22,14 +22,14 @@ from jaxflow.config.tree import group_of, key_paths, keys_in, leaves, read_group
 from jaxflow.types import UserError
 
 # Sections whose `model` follows actor.model in the keys that it leaves unset.
-_FOLLOWERS = ("critic", "reward")
+_FOLLOWERS = ("critic", "reward", "cost")
 
 
 def default_config_dict() -> config_dict.ConfigDict:
     """Return every key with its default, for a config file to change and the command line to override.
 
-    `critic.model` and `reward.model` are there with empty keys of the right types: those that stay empty follow
-    `actor.model`.
+    `critic.model`, `reward.model` and `cost.model` are there with empty keys of the right types: those that stay
+    empty follow `actor.model`.
     """
     return config_dict.ConfigDict(_default_tree(Config()))
 

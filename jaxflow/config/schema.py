@@ -55,6 +55,9 @@ class Config:
     cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
+    cost: RewardConfig = dataclasses.field(
+        default_factory=RewardConfig
+    )  # of safe_rlhf: what a response must not do
     actor: ActorConfig = dataclasses.field(default_factory=ActorConfig)
     critic: CriticConfig = dataclasses.field(default_factory=CriticConfig)
     rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
@@ -72,3 +75,8 @@ class Config:
     def reward_model(self) -> DecoderConfig:
         """Return the decoder of a reward model: its own where one is asked for, the actor's otherwise."""
         return self.actor.model if self.reward.model is None else self.reward.model
+
+    @property
+    def cost_model(self) -> DecoderConfig:
+        """Return the decoder of a cost model: its own where one is asked for, the actor's otherwise."""
+        return self.actor.model if self.cost.model is None else self.cost.model

@@ -5,6 +5,7 @@ Knows orders and padding. Does not know files, devices or models.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -19,6 +20,8 @@ Row = TypeVar("Row")
 
 # Beside the seed and the step in the address of the wrong answers' randomness: nothing else draws from it.
 _WRONG_ANSWERS = 1
+# Added to the seed of the order in which further prompts come: they are others than the step's own.
+_FURTHER_PROMPTS = 1
 
 
 class PromptBatches:
@@ -44,12 +47,24 @@ class PromptBatches:
                 "lower data.prompts_per_step or add rows"
             )
         self._batches = _endless_batches(rows, prompts_per_step, shuffle, seed)
+        self._further = _endless_batches(rows, prompts_per_step, shuffle, seed + _FURTHER_PROMPTS)
         self._samples_per_prompt = samples_per_prompt
         self._pad_multiple = pad_multiple
 
     def at(self, step: int) -> Prompts:
         """Give the prompts of `step` (from 0): each `samples_per_prompt` times in a row, one group."""
         return _prompts(self._batches[step], self._samples_per_prompt, self._pad_multiple, step)
+
+    def further(self, step: int, refill: int, refills_per_step: int) -> Prompts:
+        """Give the prompts of one refill (from 0) of `step`, as many as the step's own.
+
+        They come from an order of their own, so that what a step draws moves no other step's prompts; their sequence
+        ids go on where those of the step's batches before end.
+        """
+        batch = self._further[step * refills_per_step + refill]
+        prompts = _prompts(batch, self._samples_per_prompt, self._pad_multiple, step)
+        before = (1 + refill) * len(prompts.sequence_ids)
+        return dataclasses.replace(prompts, sequence_ids=prompts.sequence_ids + np.int32(before))
 
 
 class DemonstrationBatches:

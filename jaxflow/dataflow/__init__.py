@@ -4,14 +4,59 @@ import difflib
 from collections.abc import Mapping
 
 from jaxflow.dataflow.declaration import BUILT_IN_ROLES, Dataflow
+from jaxflow.dataflow.grpo import grpo
 from jaxflow.dataflow.ppo import ppo
+from jaxflow.dataflow.remax import remax
+from jaxflow.dataflow.safe_rlhf import safe_rlhf
 from jaxflow.types import UserError
 from jaxflow.user_code import load_from_file
 
 __all__ = ["BUILT_IN_ROLES", "DATAFLOWS", "Dataflow", "load_dataflow"]
 
 DATAFLOWS: Mapping[str, Dataflow] = {
-    "ppo": Dataflow(step=ppo, cast=("actor", "critic", "reference", "reward", "estimator")),
+    "ppo": Dataflow(
+        step=ppo,
+        cast=("actor", "critic", "reference", "reward", "estimator"),
+        optional=("reference",),
+        estimators=("gae",),
+    ),
+    "remax": Dataflow(
+        step=remax,
+        cast=("actor", "reference", "reward", "estimator"),
+        optional=("reference",),
+        estimators=("remax",),
+    ),
+    "grpo": Dataflow(
+        step=grpo,
+        cast=("actor", "reference", "reward", "estimator"),
+        optional=("reference",),
+        estimators=(
+            "grpo",
+            "grpo_passk",
+            "reinforce_plus_plus",
+            "reinforce_plus_plus_baseline",
+            "rloo",
+            "opo",
+            "gpg",
+            "gdpo",
+        ),
+        refills=True,
+    ),
+    "safe_rlhf": Dataflow(
+        step=safe_rlhf,
+        cast=(
+            "actor",
+            "critic",
+            "cost_critic",
+            "reference",
+            "reward",
+            "cost",
+            "estimator",
+            "pretraining",
+        ),
+        optional=("reference", "pretraining"),
+        estimators=("gae",),
+    ),
 }
 """`algorithm.name` in a config -> the algorithm."""
 

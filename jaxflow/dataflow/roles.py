@@ -6,6 +6,7 @@ moves between the roles without passing through the script that names it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
@@ -30,12 +31,18 @@ class Actor(Protocol):
         """Sample one response per row."""
         ...
 
+    def generate_greedy(self, prompts: Future[Prompts]) -> Future[Rollout]:
+        """Give each row the response that the policy finds likeliest, token by token."""
+        ...
+
     def log_probs(self, rollout: Future[Rollout]) -> Future[TokenLogProbs]:
         """Score the responses with the training path."""
         ...
 
-    def update(self, experience: Future[Experience]) -> Future[Metrics]:
-        """Run one step's policy updates."""
+    def update(
+        self, experience: Future[Experience], pretraining: Future[Demonstrations] | None = None
+    ) -> Future[Metrics]:
+        """Run one step's policy updates; with a pretraining batch its cross-entropy is part of the loss."""
         ...
 
 
@@ -75,10 +82,60 @@ class Estimator(Protocol):
         rollout: Future[Rollout],
         scores: Future[Scores],
         actor_log_probs: Future[TokenLogProbs],
-        reference_log_probs: Future[TokenLogProbs],
-        values: Future[Float[np.ndarray, "B T"]],
+        reference_log_probs: Future[TokenLogProbs] | None,
+        values: Future[Float[np.ndarray, "B T"]] | None = None,
     ) -> Future[Experience]:
         """Estimate advantages and returns."""
+        ...
+
+    def experience_over_greedy(
+        self,
+        rollout: Future[Rollout],
+        scores: Future[Scores],
+        greedy_scores: Future[Scores],
+        actor_log_probs: Future[TokenLogProbs],
+        reference_log_probs: Future[TokenLogProbs] | None,
+    ) -> Future[Experience]:
+        """Estimate advantages over the scores of greedy responses to the same prompts."""
+        ...
+
+    def cost_experience(
+        self,
+        rollout: Future[Rollout],
+        costs: Future[Scores],
+        actor_log_probs: Future[TokenLogProbs],
+        reference_log_probs: Future[TokenLogProbs] | None,
+        cost_values: Future[Float[np.ndarray, "B T"]],
+    ) -> Future[Experience]:
+        """Estimate advantages and returns of costs: moving away from the reference costs, where it paid less."""
+        ...
+
+    def constrained(
+        self, experience: Future[Experience], cost_experience: Future[Experience], costs: Future[Scores]
+    ) -> Future[Experience]:
+        """Weigh the advantages of rewards against those of costs by the multiplier that these costs lead to."""
+        ...
+
+    def follow_costs(self, costs: Future[Scores]) -> Future[Metrics]:
+        """Move the multiplier to where the step's costs lead, and describe it."""
+        ...
+
+    def uninformative_groups(self, scores: Future[Scores]) -> Future[int]:
+        """Count the groups whose rewards are all equal."""
+        ...
+
+    def refilled_rollout(
+        self,
+        rollout: Future[Rollout],
+        others: Future[Rollout],
+        scores: Future[Scores],
+        their_scores: Future[Scores],
+    ) -> Future[Rollout]:
+        """Replace uninformative groups by informative ones of another rollout, as far as there are any."""
+        ...
+
+    def refilled_scores(self, scores: Future[Scores], their_scores: Future[Scores]) -> Future[Scores]:
+        """Replace the scores of the same groups."""
         ...
 
     def statistics(
@@ -86,6 +143,28 @@ class Estimator(Protocol):
     ) -> Future[Metrics]:
         """Describe the step in named scalars."""
         ...
+
+
+class Pretraining(Protocol):
+    """What the policy is not to forget while it learns from rewards."""
+
+    def batch(self, prompts: Future[Prompts]) -> Future[Demonstrations]:
+        """Give as many demonstrations as there are rows of prompts, of their step."""
+        ...
+
+
+class NoReference:
+    """Stands where an algorithm plays without a reference."""
+
+    def log_probs(self, rollout: Future[Rollout]) -> None:
+        """Say nothing."""
+
+
+class NoPretraining:
+    """Stands where an algorithm plays without pretraining batches."""
+
+    def batch(self, prompts: Future[Prompts]) -> None:
+        """Give nothing."""
 
 
 class Student(Protocol):
@@ -101,6 +180,12 @@ class Roles(Protocol):
 
     actor: Actor
     critic: Critic
-    reference: Reference
+    reference: Reference | NoReference
     reward: Reward
     estimator: Estimator
+    cost: Reward
+    cost_critic: Critic
+    pretraining: Pretraining | NoPretraining
+    further_prompts: Iterable[
+        Future[Prompts]
+    ]  # of this step, for groups that teach nothing; none where not asked for

@@ -147,9 +147,16 @@ class Generator:
         )
 
     def __call__(
-        self, params: Params, prompts: Prompts, sampling: Sampling, seed: int, step: int, purpose: int
+        self,
+        params: Params,
+        prompts: Prompts,
+        sampling: Sampling,
+        seed: int,
+        step: int,
+        purpose: int,
+        policy_updates: int,
     ) -> Rollout:
-        """Generate one response per row of `prompts`; the rows keep their order.
+        """Generate one response per row of `prompts`; the rows keep their order and are marked with the weights' age.
 
         Rows run `sequences_per_device` per device at a time, the longest prompts first.
         """
@@ -162,10 +169,11 @@ class Generator:
             mine = self._rows.local(chunk.rows, len(everyones))
             placed = self._rows.place(take(asked, mine, chunk.padded_length))
             pending.append((mine, self._program(params, placed, *address, sampling=sampling)))
-        return _assemble(prompts, [(mine, self._rows.fetch(generated)) for mine, generated in pending])
+        parts = [(mine, self._rows.fetch(generated)) for mine, generated in pending]
+        return _assemble(prompts, parts, policy_updates)
 
 
-def _assemble(prompts: Prompts, parts: list[tuple[np.ndarray, _Generated]]) -> Rollout:
+def _assemble(prompts: Prompts, parts: list[tuple[np.ndarray, _Generated]], policy_updates: int) -> Rollout:
     """Put parts back into the prompts' order, at one common padded length."""
     longest = max(int(part.lengths.max(initial=0)) for _, part in parts)
     shape = (len(prompts.lengths), ladder(longest, LENGTH_UNIT))
@@ -179,4 +187,5 @@ def _assemble(prompts: Prompts, parts: list[tuple[np.ndarray, _Generated]]) -> R
         behaviour_log_probs=whole.behaviour_log_probs,
         finished=whole.finished,
         groups=prompts.groups,
+        policy_updates=np.full(len(prompts.lengths), policy_updates, np.int32),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -47,11 +47,22 @@ def count(response_tokens: Int[np.ndarray, "b"]) -> Counts:
 
 
 @dataclasses.dataclass(frozen=True)
+class Auxiliary:
+    """A second batch, of as many rows as the first: at every update its loss is added, over its own counts."""
+
+    batch: TrainingBatch
+    loss: Loss  # hashable: it is part of a compiled program
+
+
+@dataclasses.dataclass(frozen=True)
 class _Sizes:
     """What every process knows of all rows of a batch."""
 
     lengths: Int[np.ndarray, "B"]
     response_tokens: Int[np.ndarray, "B"]
+
+
+_Lesson = tuple[TrainingBatch, _Sizes, Loss]
 
 
 class Trainer:
@@ -79,19 +90,24 @@ class Trainer:
             out_shardings=weights,
         )
         self._accumulate = jax.jit(
-            self._accumulate_traced, donate_argnums=(1,), out_shardings=(weights, layout.replicated)
+            self._accumulate_traced,
+            donate_argnums=(1,),
+            static_argnums=(4,),
+            out_shardings=(weights, layout.replicated),
         )
         self._apply = jax.jit(
             self._apply_traced, donate_argnums=(0,), out_shardings=(shardings, layout.replicated)
         )
 
-    def _accumulate_traced(self, params: Params, gradients: Params, batch: TrainingBatch, counts: Counts):
+    def _accumulate_traced(
+        self, params: Params, gradients: Params, batch: TrainingBatch, counts: Counts, loss: Loss
+    ):
         def micro_loss(params: Params):
             if self.model.kind is LanguageModel:
                 said = token_log_probs(self.model, params, batch.tokens, self._temperature, self.layout)
             else:
                 said = token_values(self.model, params, batch.tokens, self.layout)
-            return self._loss(said, batch, counts)
+            return loss(said, batch, counts)
 
         (_, parts), new = jax.value_and_grad(micro_loss, has_aux=True)(params)
         return jax.tree.map(jnp.add, gradients, new), dict(parts)
@@ -120,7 +136,7 @@ class Trainer:
         is not finite leaves weights and moments untouched.
         """
         sizes = self._gather_sizes(batch)
-        return self._update(state, batch, sizes, np.arange(len(sizes.lengths)))
+        return self._update(state, [(batch, sizes, self._loss)], np.arange(len(sizes.lengths)))
 
     def _gather_sizes(self, batch: TrainingBatch) -> _Sizes:
         response_tokens = np.sum(batch.response_mask, axis=1, dtype=np.int32)
@@ -128,33 +144,44 @@ class Trainer:
         return _Sizes(both[:, 0], both[:, 1])
 
     def _update(
-        self, state: TrainState, batch: TrainingBatch, sizes: _Sizes, members: Int[np.ndarray, "b"]
+        self, state: TrainState, lessons: Sequence[_Lesson], members: Int[np.ndarray, "b"]
     ) -> tuple[TrainState, dict[str, np.ndarray]]:
-        """Update on some rows of the whole batch, of which this process holds its blocks'."""
-        total, counts = len(sizes.lengths), count(sizes.response_tokens[members])
-        gradients, parts = self._zeros(), []
-        blocks = self._rows.split(members, total)
-        for micro in plan_blocks(sizes.lengths, blocks, self._tokens_per_device):
-            mine = self._rows.local(micro.rows, total)
-            placed = self._rows.place(take(batch, mine, micro.padded_length))
-            gradients, part = self._accumulate(state.params, gradients, placed, counts)
-            parts.append(part)
+        """Update on some rows of each whole batch, of which this process holds its blocks'."""
+        gradients, parts = self._zeros(), list[Mapping[str, Array]]()
+        for batch, sizes, loss in lessons:
+            total, counts = len(sizes.lengths), count(sizes.response_tokens[members])
+            blocks = self._rows.split(members, total)
+            for micro in plan_blocks(sizes.lengths, blocks, self._tokens_per_device):
+                mine = self._rows.local(micro.rows, total)
+                placed = self._rows.place(take(batch, mine, micro.padded_length))
+                gradients, part = self._accumulate(state.params, gradients, placed, counts, loss)
+                parts.append(part)
         state, report = self._apply(state, gradients)
         report = dict(report)
-        for name in parts[0]:
-            report[name] = functools.reduce(jnp.add, [part[name] for part in parts])
+        for name in {name: None for part in parts for name in part}:
+            report[name] = functools.reduce(jnp.add, [part[name] for part in parts if name in part])
         return state, report
 
     def epochs(
-        self, state: TrainState, batch: TrainingBatch, minibatch_sequences: int, epochs: int, seed: int
+        self,
+        state: TrainState,
+        batch: TrainingBatch,
+        minibatch_sequences: int,
+        epochs: int,
+        seed: int,
+        auxiliary: Auxiliary | None = None,
     ) -> tuple[TrainState, dict[str, float]]:
         """Pass over a step's sequences `epochs` times, one update per mini-batch, in a seeded new order each.
 
-        Returns the means over updates of every reported value; `skipped_updates` counts this call's.
+        Each mini-batch takes the same rows of an auxiliary batch along. Returns the means over updates of every
+        reported value; `skipped_updates` counts this call's.
         """
         reports, sizes = [], self._gather_sizes(batch)
+        lessons: list[_Lesson] = [(batch, sizes, self._loss)]
+        if auxiliary is not None:
+            lessons.append((auxiliary.batch, self._gather_sizes(auxiliary.batch), auxiliary.loss))
         for members in minibatches(len(sizes.lengths), minibatch_sequences, epochs, seed, int(state.updates)):
-            state, report = self._update(state, batch, sizes, members)
+            state, report = self._update(state, lessons, members)
             reports.append(report)
         host = [{name: float(value) for name, value in report.items()} for report in reports]
         skipped = sum(report.pop("skipped") > 0 for report in host)

@@ -6,15 +6,19 @@ from collections.abc import Mapping
 
 from jaxflow.config import Config
 from jaxflow.dataflow import load_dataflow
+from jaxflow.workers.constraint import Cost, CostModel, Pretraining
 from jaxflow.workers.model_free_roles import Estimator
 from jaxflow.workers.reward import Reward
 from jaxflow.workers.reward_model import RewardModel, Verifier
-from jaxflow.workers.roles import Actor, Critic, Reference, Student
+from jaxflow.workers.roles import Actor, CostCritic, Critic, Reference, Student
 
 _BUILT_IN: Mapping[str, type] = {
     "actor": Actor,
+    "cost": Cost,
+    "cost_critic": CostCritic,
     "critic": Critic,
     "estimator": Estimator,
+    "pretraining": Pretraining,
     "reference": Reference,
     "reward": Reward,
     "student": Student,
@@ -29,4 +33,6 @@ def role_class(config: Config, role: str) -> type:
         return own[role]
     if role == "reward" and config.reward.kind == "model":
         return RewardModel
+    if role == "cost" and config.cost.kind == "model":
+        return CostModel
     return _BUILT_IN[role]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxflow.config import Config
+from jaxflow.config import RewardConfig
 from jaxflow.rewards.built_in import BuiltIn
 from jaxflow.rewards.function import read_function
 from jaxflow.rewards.sandbox import Sandbox
@@ -13,15 +13,14 @@ from jaxflow.rewards.verdict import Judge
 _TASK_SCORER = "exact_match"
 
 
-def choose_judge(config: Config) -> Judge:
-    """Return what judges a run's responses: the user's function, or built-in scorers.
+def choose_judge(reward: RewardConfig, files: bool) -> Judge:
+    """Return what judges a run's responses: the user's function, or built-in scorers; `files` are not a built-in task's.
 
     Raises:
         UserError: there is no such file, or its further arguments cannot be read.
     """
-    reward = config.reward
     limits = Limits(reward.processes, reward.timeout_seconds, reward.memory_megabytes)
     if reward.function:
         function = read_function(reward.function, reward.function_arguments, reward.manager == "batch")
         return Sandbox(function, limits)
-    return BuiltIn(reward.scorer or ("" if config.data.train_files else _TASK_SCORER), limits)
+    return BuiltIn(reward.scorer or ("" if files else _TASK_SCORER), limits)

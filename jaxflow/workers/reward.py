@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxflow.batch_algebra import Derived
-from jaxflow.config import Config
+from jaxflow.config import Config, RewardConfig
 from jaxflow.data.source import load_tokenizer
 from jaxflow.engine.mesh import AXES
 from jaxflow.engine.rows import Rows
@@ -28,12 +28,15 @@ from jaxflow.workers.transfer import DP_PROTO, ONE_TO_ALL
 class Reward:
     """Judges responses with a function of their text."""
 
+    _section = "reward"  # of the config: whose keys it follows
+
     def __init__(self, config: Config, derived: Derived, place: Place):
-        self._config = config.reward
+        self._config: RewardConfig = vars(config)[self._section]
+        self._component_keys = tuple(config.algorithm.gdpo.weights)
         self._max_response_tokens = config.rollout.max_response_tokens
         self._rows = self._split(place)
         self._tokenizer = load_tokenizer(config.data.task, config.data.tokenizer)
-        self._judge = choose_judge(config)
+        self._judge = choose_judge(self._config, bool(config.data.train_files))
         self._failures: collections.Counter[str] = collections.Counter()
         self._sums: collections.Counter[str] = collections.Counter()
         self._counts: collections.Counter[str] = collections.Counter()
@@ -56,13 +59,24 @@ class Reward:
         # Of all rows, whoever judged them; said by a process that has a failure to show.
         reasons = self._rows.gather(scored.reasons)
         failed = float(np.mean(reasons > 0))
+        key = f"{self._section}.max_failed_fraction"
         if failed > self._config.max_failed_fraction and scored.first_failure is not None:
             raise UserError(
-                f"the reward function failed on {failed:.0%} of the rows, more than reward.max_failed_fraction "
+                f"{self._section}: the function failed on {failed:.0%} of the rows, more than {key} "
                 f"({self._config.max_failed_fraction:.0%}); the first failure: {scored.first_failure}"
             )
-        scores = dataclasses.replace(scored.scores, scores=self._worth(rollout, scored.scores))
+        scores = dataclasses.replace(
+            scored.scores, scores=self._worth(rollout, scored.scores), components=self._components(scored)
+        )
         return dataclasses.replace(scored, scores=scores, reasons=reasons), responses
+
+    def _components(self, scored: ScoredRows) -> Float[np.ndarray, "B K"] | None:
+        """Return the numbers that the algorithm weighs one by one, of a row without them the fallback score."""
+        if not self._component_keys:
+            return None
+        fallback = self._config.fallback_score
+        table = [[numbers.get(key, fallback) for key in self._component_keys] for numbers in scored.numbers]
+        return np.array(table, np.float32).reshape(-1, len(self._component_keys))
 
     def _penalty(self, rollout: Rollout, failed: np.ndarray) -> Float[np.ndarray, "B"]:
         """Return what is added for length; nothing to a failed row, whose score is the fallback."""

@@ -19,6 +19,7 @@ from jaxflow.engine.rows import Rows
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import training_layout
 from jaxflow.engine.state import restore_weights
+from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.transformer import Params, ScalarModel, describe
 from jaxflow.types import Judgements, Metrics, Prompts, Rollout, Sample, Scores
 from jaxflow.workers.place import Place
@@ -91,25 +92,33 @@ class RewardModel(Reward):
 
     def __init__(self, config: Config, derived: Derived, place: Place):
         super().__init__(config, derived, place)
-        self._model = describe(derived.reward_model, ScalarModel)
-        self._layout = training_layout(place.mesh, derived.reward_model)
+        decoder = self._decoder(derived)
+        self._model = describe(decoder, ScalarModel)
+        self._layout = training_layout(place.mesh, decoder)
         budget = config.rollout.score_microbatch_tokens_per_device
         self._scorer = Scorer(self._model, self._layout, budget, 1.0)
         self._params: Params = {}
+
+    def _decoder(self, derived: Derived) -> DecoderConfig:
+        """Return the model's shape."""
+        return derived.reward_model
 
     def _split(self, place: Place) -> Rows:
         """Return how rows are cut between the processes: as a model's."""
         return Rows(place.mesh, training_layout(place.mesh).axes["batch"])
 
-    def _probabilities(self, rollout: Rollout) -> np.ndarray:
-        """Return σ(s) of each response [B]; 0 for an empty one, which answers nothing."""
+    def _numbers(self, rollout: Rollout) -> np.ndarray:
+        """Return the model's number s after each response [B]."""
         tokens, lengths, mask = _read_afterwards(rollout.tokens, rollout.lengths, rollout.response_mask)
-        values = self._scorer.values(self._params, tokens, lengths, mask)
-        return np.where(mask.any(axis=1), np.asarray(jax.nn.sigmoid(last_value(values, mask))), np.float32(0))
+        return np.asarray(last_value(self._scorer.values(self._params, tokens, lengths, mask), mask))
+
+    def _scores(self, rollout: Rollout) -> np.ndarray:
+        """Return σ(s) of each response [B]."""
+        return np.asarray(jax.nn.sigmoid(self._numbers(rollout)))
 
     def _worth(self, rollout: Rollout, told: Scores) -> Float[np.ndarray, "B"]:
-        """Return what the responses are worth before any penalty: what the model says."""
-        return self._probabilities(rollout)
+        """Return what the responses are worth before any penalty: what the model says; an empty one answers nothing."""
+        return np.where(rollout.response_mask.any(axis=1), self._scores(rollout), np.float32(0))
 
     @exposed("load", ONE_TO_ALL)
     def load(self, directory: str) -> None:

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxflow.algorithms.losses import PolicyLoss, SupervisedLoss, ValueLoss
+from jaxflow.algorithms.losses import PretrainingLoss, SupervisedLoss, ValueLoss
 from jaxflow.batch_algebra import Derived
 from jaxflow.config import Config
 from jaxflow.data.source import load_tokenizer
 from jaxflow.engine.generate import Generator
+from jaxflow.engine.rows import Rows
 from jaxflow.engine.sampling import Sampling
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import generation_layout, training_layout
 from jaxflow.engine.state import restore_weights
-from jaxflow.engine.train import Trainer
+from jaxflow.engine.train import Auxiliary, Trainer
 from jaxflow.engine.transition import transition
 from jaxflow.models.transformer import LanguageModel, Params, ScalarModel, describe
 from jaxflow.types import (
@@ -32,12 +33,14 @@ from jaxflow.types import (
 )
 from jaxflow.workers.place import Place
 from jaxflow.workers.protocol import exposed
+from jaxflow.workers.rule import policy_loss
 from jaxflow.workers.trained import TrainedModel, optimizer_of, taught
 from jaxflow.workers.transfer import ONE_TO_ALL, THREE_D_ALL_MICRO_DP, THREE_D_PROTO
 
 # Streams of randomness under the run's seed: what is drawn for one purpose never moves another.
 _TRAINING_ROLLOUT, _VALIDATION_ROLLOUT = 0, 1
-_ACTOR_WEIGHTS, _CRITIC_WEIGHTS = 2, 3  # 4: the verifier's (reward_model.py)
+_ACTOR_WEIGHTS, _CRITIC_WEIGHTS = 2, 3  # 4: the verifier's (reward_model.py); 7: rule.py's
+_COST_CRITIC_WEIGHTS = 5
 
 
 def _log_prob_temperature(config: Config) -> float:
@@ -70,22 +73,14 @@ class Actor(_Saved):
     """The policy: trains, scores and generates with one set of weights in two layouts."""
 
     def __init__(self, config: Config, derived: Derived, place: Place):
-        algorithm, rollout = config.algorithm, config.rollout
+        rollout = config.rollout
         self._config, self._place = config, place
         model = describe(derived.actor_model, LanguageModel)
         training = training_layout(place.mesh, model.config)
         self._generation = generation_layout(place.mesh, model.config)
         self._generation_shardings = self._generation.weights(model.names)
-        loss = PolicyLoss(
-            clip_ratio_low=algorithm.clip_ratio_low,
-            clip_ratio_high=algorithm.clip_ratio_high,
-            dual_clip=algorithm.dual_clip,
-            entropy_coefficient=algorithm.entropy_coefficient,
-            aggregation=algorithm.loss_aggregation,
-            kl_coefficient=algorithm.kl.loss_coefficient,
-            kl_estimator=algorithm.kl.loss_estimator,
-            length_constant=float(rollout.max_response_tokens),
-        )
+        loss = policy_loss(config)
+        self._pretraining_loss = PretrainingLoss(config.algorithm.ptx_coefficient)
         temperature = _log_prob_temperature(config)
         self._trained = TrainedModel(
             Trainer(
@@ -102,6 +97,7 @@ class Actor(_Saved):
         )
         self._scorer = Scorer(model, training, rollout.score_microbatch_tokens_per_device, temperature)
         self._generator = Generator(model, self._generation, rollout.dtype, rollout.sequences_per_device)
+        self._rows = Rows(place.mesh, training.axes["batch"])
         self._rollout_weights: Params | None = None
         self._transition_metrics: dict[str, float] = {}
         tokenizer = load_tokenizer(config.data.task, config.data.tokenizer)
@@ -131,14 +127,18 @@ class Actor(_Saved):
                 "transition/received_bytes_per_device": float(report.most_received_bytes),
             }
         seed = self._config.run.seed
-        return self._generator(
-            self._rollout_weights, prompts, self._sampling(temperature), seed, prompts.step, purpose
-        )
+        sampling, updates = self._sampling(temperature), self._trained.updates
+        return self._generator(self._rollout_weights, prompts, sampling, seed, prompts.step, purpose, updates)
 
     @exposed("gen", THREE_D_ALL_MICRO_DP, by_parts=True)
     def generate(self, prompts: Prompts) -> Rollout:
         """Sample one response per row at the training temperature."""
         return self._generate(prompts, self._config.rollout.temperature, _TRAINING_ROLLOUT)
+
+    @exposed("gen_max", THREE_D_ALL_MICRO_DP, by_parts=True)
+    def generate_greedy(self, prompts: Prompts) -> Rollout:
+        """Give each row the response that is likeliest token by token."""
+        return self._generate(prompts, 0.0, _TRAINING_ROLLOUT)
 
     @exposed("testing", THREE_D_ALL_MICRO_DP, by_parts=True)
     def generate_validation(self, prompts: Prompts) -> Rollout:
@@ -147,18 +147,28 @@ class Actor(_Saved):
 
     @exposed("old_log_prob", THREE_D_PROTO, by_parts=True)
     def log_probs(self, rollout: Rollout) -> TokenLogProbs:
-        """Score the responses with the training path."""
+        """Score the responses with the training path; where the config bypasses that, with what the sampler said."""
+        if self._config.algorithm.off_policy.bypass:
+            sampled = rollout.rollout_log_probs
+            return TokenLogProbs(sampled, np.zeros_like(sampled))
         return self._scorer.log_probs(
             self._trained.params, rollout.tokens, rollout.lengths, rollout.response_mask
         )
 
     @exposed("update_actor", THREE_D_PROTO, replicated=True)
-    def update(self, experience: Experience) -> Metrics:
+    def update(self, experience: Experience, pretraining: Demonstrations | None = None) -> Metrics:
         """Run one step's policy updates; the rollout weights of before are released first."""
         self._rollout_weights = None
-        actor = self._config.actor
-        metrics = self._trained.update(experience, actor.minibatch_sequences, actor.update_epochs)
-        return _named("actor", metrics) | self._transition_metrics
+        actor, auxiliary = self._config.actor, None
+        if pretraining is not None:
+            auxiliary = Auxiliary(pretraining, self._pretraining_loss)
+        ages = self._trained.updates - self._rows.gather(experience.policy_updates)
+        metrics = self._trained.update(experience, actor.minibatch_sequences, actor.update_epochs, auxiliary)
+        staleness = {
+            "training/staleness_updates/mean": float(np.mean(ages)),
+            "training/staleness_updates/max": float(np.max(ages)),
+        }
+        return _named("actor", metrics) | staleness | self._transition_metrics
 
     @exposed("load", ONE_TO_ALL)
     def load(self, directory: str) -> None:
@@ -200,7 +210,9 @@ class Student:
 
 
 class Critic(_Saved):
-    """The value model."""
+    """The value model: of whichever stream of experience it is given."""
+
+    _name, _weights = "critic", _CRITIC_WEIGHTS
 
     def __init__(self, config: Config, derived: Derived, place: Place):
         algorithm = config.algorithm
@@ -211,6 +223,7 @@ class Critic(_Saved):
             value_clip=algorithm.value_clip,
             aggregation=algorithm.loss_aggregation,
             length_constant=float(config.rollout.max_response_tokens),
+            role=self._name,
         )
         self._trained = TrainedModel(
             Trainer(
@@ -223,7 +236,7 @@ class Critic(_Saved):
             ),
             config.critic.optimizer.max_skipped_updates,
             config.run.seed,
-            _CRITIC_WEIGHTS,
+            self._weights,
         )
         self._scorer = Scorer(model, layout, config.rollout.score_microbatch_tokens_per_device, 1.0)
 
@@ -248,9 +261,24 @@ class Critic(_Saved):
     def update(self, experience: Experience) -> Metrics:
         """Run one step's value updates."""
         critic = self._config.critic
-        return _named(
-            "critic", self._trained.update(experience, critic.minibatch_sequences, critic.update_epochs)
-        )
+        metrics = self._trained.update(experience, critic.minibatch_sequences, critic.update_epochs)
+        return _named(self._name, metrics)
+
+
+class CostCritic(Critic):
+    """The value model of costs: the critic's shape and settings, weights of its own."""
+
+    _name, _weights = "cost_critic", _COST_CRITIC_WEIGHTS
+
+    @exposed("cost_values", THREE_D_PROTO, by_parts=True)
+    def values(self, rollout: Rollout) -> np.ndarray:
+        """Estimate the costs to come before each response token, [B, T]."""
+        return super().values(rollout)
+
+    @exposed("update_cost_critic", THREE_D_PROTO, replicated=True)
+    def update(self, experience: Experience) -> Metrics:
+        """Run one step's value updates on the costs."""
+        return super().update(experience)
 
 
 class Reference:

@@ -21,7 +21,7 @@ from jaxflow.engine.state import (
     save_state,
     save_weights,
 )
-from jaxflow.engine.train import Loss, Trainer, TrainingBatch
+from jaxflow.engine.train import Auxiliary, Loss, Trainer, TrainingBatch
 from jaxflow.models.transformer import Model, Params
 from jaxflow.types import UserError
 
@@ -58,6 +58,11 @@ class TrainedModel:
         """Return the float32 masters."""
         return self._existing_state().params
 
+    @property
+    def updates(self) -> int:
+        """Return how many optimizer updates the weights have behind them."""
+        return int(self._existing_state().updates)
+
     def _existing_state(self) -> TrainState:
         if self._state is None:
             raise RuntimeError("the model has no weights yet: create, load or restore them first")
@@ -79,14 +84,22 @@ class TrainedModel:
         backbone = restore_weights(directory, self._model, self._layout, ("backbone",))
         self._begin({**backbone, **new_head(self._model, self._layout, self._seed, self._stream)})
 
-    def update(self, batch: TrainingBatch, minibatch_sequences: int, epochs: int) -> dict[str, float]:
-        """Run a step's updates and return their mean metrics.
+    def update(
+        self,
+        batch: TrainingBatch,
+        minibatch_sequences: int,
+        epochs: int,
+        auxiliary: Auxiliary | None = None,
+    ) -> dict[str, float]:
+        """Run a step's updates and return their mean metrics; an auxiliary batch's loss is added to each.
 
         Raises UserError when more than `max_skipped_updates` updates in a row were not finite; the weights
         then are those of the last finite one, ready to be saved.
         """
         state = self._existing_state()
-        self._state, metrics = self._trainer.epochs(state, batch, minibatch_sequences, epochs, self._seed)
+        self._state, metrics = self._trainer.epochs(
+            state, batch, minibatch_sequences, epochs, self._seed, auxiliary
+        )
         in_a_row = int(self._state.skipped)
         if in_a_row > self._max_skipped_updates:
             raise UserError(

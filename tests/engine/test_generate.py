@@ -33,7 +33,7 @@ def generate(
     sizes=SINGLE, sequences_per_device=16, prompts=PROMPTS, sampling=SAMPLING, seed=0, step=0, purpose=0
 ):
     generator, params = loaded(sizes, sequences_per_device)
-    return generator(params, prompts, sampling, seed=seed, step=step, purpose=purpose)
+    return generator(params, prompts, sampling, seed=seed, step=step, purpose=purpose, policy_updates=0)
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_samples_of_one_prompt_differ_and_share_their_first_log_probs():
 def test_a_narrow_cache_stays_close():
     generator, params = loaded(SINGLE, 16, "bfloat16")
     forced = dataclasses.replace(GREEDY, max_response_tokens=2)
-    narrow = generator(params, PROMPTS, forced, seed=0, step=0, purpose=0)
+    narrow = generator(params, PROMPTS, forced, seed=0, step=0, purpose=0, policy_updates=0)
     wide = generate(sampling=forced)
     first = np.arange(narrow.tokens.shape[1]) == PROMPTS.lengths[:, None]
     np.testing.assert_allclose(narrow.rollout_log_probs[first], wide.rollout_log_probs[first], atol=1e-5)

@@ -81,7 +81,9 @@ def story(sizes, training_rows, generation_rows, save_to, restore_from):
     generator = Generator(policy, generation, "float32", SEQUENCES_PER_DEVICE)
     rollout_params = moved(lambda tree: tree, params, generation, policy)
     prompts = tiny.prompt_rows(PROMPTS, generated)
-    told = named(generator(rollout_params, prompts, SAMPLING, seed=0, step=0, purpose=0), "rollout_")
+    told = named(
+        generator(rollout_params, prompts, SAMPLING, seed=0, step=0, purpose=0, policy_updates=0), "rollout_"
+    )
 
     told |= named(Scorer(policy, training, TOKENS_PER_DEVICE, 0.7).log_probs(params, *asked), "score_")
     scorer = Scorer(critic, training, TOKENS_PER_DEVICE, 1.0)

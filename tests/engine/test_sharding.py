@@ -84,7 +84,9 @@ def test_fewer_key_value_heads_than_ranks_give_the_same_log_probs_and_tokens(kv_
             tiny.weights(model, training), batch.tokens, batch.lengths, batch.response_mask
         )
         generator = Generator(model, generation, "float32", 4)
-        rollout = generator(tiny.weights(model, generation), prompts, greedy, seed=0, step=0, purpose=0)
+        rollout = generator(
+            tiny.weights(model, generation), prompts, greedy, seed=0, step=0, purpose=0, policy_updates=0
+        )
         found.append((scored.log_probs, rollout.tokens))
     np.testing.assert_allclose(found[1][0], found[0][0], atol=2e-5)
     np.testing.assert_array_equal(found[1][1], found[0][1])

@@ -100,6 +100,7 @@ class Idle:
             behaviour_log_probs=zeros,
             finished=np.zeros(rows, bool),
             groups=prompts.groups,
+            policy_updates=np.zeros(rows, np.int32),
         )
 
     @exposed("score", THREE_D_PROTO, by_parts=True)
@@ -139,6 +140,7 @@ class Idle:
             values,
             advantages,
             returns=advantages,
+            policy_updates=rollout.policy_updates,
         )
 
     @exposed("adv", THREE_D_PROTO, replicated=True)

@@ -30,8 +30,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxflow.algorithms.losses import PolicyLoss, ValueLoss
-from jaxflow.config import AlgorithmConfig, OptimizerConfig
+from jaxflow.algorithms.losses import ValueLoss
+from jaxflow.config import Config, OptimizerConfig
 from jaxflow.engine.generate import Generator
 from jaxflow.engine.mesh import make_mesh
 from jaxflow.engine.sampling import Sampling
@@ -43,6 +43,7 @@ from jaxflow.engine.transition import transition
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.transformer import LanguageModel, Model, Params, ScalarModel, describe
 from jaxflow.types import Experience, Prompts
+from jaxflow.workers.rule import policy_loss
 from jaxflow.workers.trained import optimizer_of
 
 PROMPT_TOKENS = 64
@@ -178,6 +179,7 @@ def _experience(case: Case) -> Experience:
         values=normal(),
         advantages=normal(),
         returns=normal(),
+        policy_updates=np.zeros(case.sequences, np.int32),
     )
 
 
@@ -229,19 +231,12 @@ def measure(case: Case, mesh: jax.sharding.Mesh) -> Iterator[tuple[str, int, int
     scorer = Scorer(actor, training, budget, 1.0)
     yield "score log-probs", tokens, of_actor, timed(lambda: scorer.log_probs(params, *scored))
 
-    algorithm = AlgorithmConfig()
-    policy_loss = PolicyLoss(
-        clip_ratio_low=algorithm.clip_ratio_low,
-        clip_ratio_high=algorithm.clip_ratio_high,
-        dual_clip=algorithm.dual_clip,
-        entropy_coefficient=algorithm.entropy_coefficient,
-        aggregation=algorithm.loss_aggregation,
-        kl_coefficient=algorithm.kl.loss_coefficient,
-        kl_estimator=algorithm.kl.loss_estimator,
-        length_constant=float(RESPONSE_TOKENS),
-    )
+    whole = Config()
+    algorithm = whole.algorithm
+    rollout = dataclasses.replace(whole.rollout, max_response_tokens=RESPONSE_TOKENS)
+    loss = policy_loss(dataclasses.replace(whole, rollout=rollout))
     # The trainers take the weights over: each model's scoring comes first, and one is gone before the next.
-    actor_training = Training(actor, training, params, policy_loss, budget)
+    actor_training = Training(actor, training, params, loss, budget)
     yield "train actor", tokens, 3 * of_actor, timed(lambda: actor_training.update(experience))
     del actor_training, params
 

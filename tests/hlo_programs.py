@@ -15,7 +15,7 @@ import sys
 
 import tiny
 
-from jaxflow.algorithms.losses import PolicyLoss, ValueLoss
+from jaxflow.algorithms.losses import ValueLoss
 from jaxflow.engine import score
 from jaxflow.engine.generate import Generator
 from jaxflow.engine.sampling import Sampling
@@ -76,7 +76,7 @@ for name, model, weights in (
     ask(weights, batch.tokens, batch.lengths, batch.response_mask)
     written(name)
 
-policy = PolicyLoss(0.2, 0.2, 3.0, 0.01, "token-mean", 0.1, "k3", 32.0)
+policy = tiny.policy_loss()
 for name, model, weights, loss in (
     ("actor update", LANGUAGE_MODEL, params, policy),
     ("critic update", SCALAR_MODEL, values, ValueLoss(0.5, "token-mean", 32.0)),

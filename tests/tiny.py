@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from jaxflow.algorithms.losses import PolicyLoss
+from jaxflow.algorithms.objectives import by_token, clipped_objective
 from jaxflow.engine.mesh import make_mesh
 from jaxflow.engine.optimizer import Optimizer
 from jaxflow.engine.sharding import training_layout
@@ -84,7 +86,30 @@ def experience(rows=13, length=32, seed=0):
         for name in ("actor_log_probs", "reference_log_probs")
     }
     tokens = generator.integers(0, CONFIG.vocabulary_size, (rows, length)).astype(np.int32) * real
-    return Experience(tokens=tokens, lengths=lengths, response_mask=mask, **numbers, **log_probs)
+    return Experience(
+        tokens=tokens,
+        lengths=lengths,
+        response_mask=mask,
+        policy_updates=np.zeros(rows, np.int32),
+        **numbers,
+        **log_probs,
+    )
+
+
+def policy_loss(clip_ratio_low=0.2, clip_ratio_high=0.2, dual_clip=3.0, **changes):
+    """PPO's loss with every term in it."""
+    widths = {"clip_ratio_low": clip_ratio_low, "clip_ratio_high": clip_ratio_high}
+    loss = PolicyLoss(
+        objective=by_token(clipped_objective, **widths, dual_clip=dual_clip),
+        entropy_coefficient=0.01,
+        aggregation="token-mean",
+        kl_coefficient=0.1,
+        kl_estimator="k3",
+        length_constant=32.0,
+        penalty_coefficient=0.0,
+        negative_sequence_bound=0.0,
+    )
+    return dataclasses.replace(loss, **changes)
 
 
 def prompts(rows=13, longest=12, seed=0):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-from jaxflow.config import Config
+from jaxflow.config import Config, GDPOConfig
 from jaxflow.dataflow import DATAFLOWS, Dataflow, load_dataflow
 from jaxflow.types import UserError
 
@@ -23,12 +24,12 @@ _WIDEST_SEQUENCE_CLIP = 0.1
 
 def rule_problems(config: Config) -> Iterator[str]:
     """Say what contradicts itself or cannot be computed."""
+    yield from _objective_problems(config)
     try:
         dataflow = load_dataflow(config.algorithm.name)
     except UserError:  # said by the checks of the cast
         return
     yield from _estimator_problems(config, dataflow)
-    yield from _objective_problems(config)
     yield from _kl_problems(config, dataflow)
     yield from _off_policy_problems(config)
     yield from _sampling_problems(config, dataflow)
@@ -98,14 +99,23 @@ def _estimator_problems(config: Config, dataflow: Dataflow) -> Iterator[str]:
             " to learn from; set it above 0"
         )
     if estimator == "gdpo":
-        names, weights = rule.gdpo.components, rule.gdpo.weights
-        if not names:
-            yield "algorithm.estimator = 'gdpo' needs algorithm.gdpo.components: names of rewards to normalise apart"
-        if len(names) != len(weights):
-            yield (
-                f"algorithm.gdpo.weights has {len(weights)} numbers for the {len(names)} of"
-                " algorithm.gdpo.components; give one each"
-            )
+        yield from _component_problems(rule.gdpo)
+
+
+def _component_problems(gdpo: GDPOConfig) -> Iterator[str]:
+    if not gdpo.components:
+        yield "algorithm.estimator = 'gdpo' needs algorithm.gdpo.components: rewards to normalise apart, as key=weight"
+    for component in gdpo.components:
+        key, _, weight = component.rpartition("=")
+        try:
+            known = bool(key) and math.isfinite(float(weight))
+        except ValueError:
+            known = False
+        if not known:
+            yield f"algorithm.gdpo.components: {component!r} is not key=weight, the weight a number"
+    keys = [component.rpartition("=")[0] for component in gdpo.components]
+    if len(set(keys)) < len(keys):
+        yield f"algorithm.gdpo.components name a key twice: {', '.join(keys)}"
 
 
 def _objective_problems(config: Config) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """The schema of a run and the ways in and out of it; every default is written once, in the schema."""
 
-from jaxflow.config.algorithm import AlgorithmConfig, KLConfig
+from jaxflow.config.algorithm import AlgorithmConfig, GDPOConfig, KLConfig
 from jaxflow.config.cluster import ClusterConfig, MeshConfig, PoolConfig
 from jaxflow.config.learning import (
     ActorConfig,
@@ -31,6 +31,7 @@ __all__ = [
     "Config",
     "CriticConfig",
     "DataConfig",
+    "GDPOConfig",
     "KLConfig",
     "MeshConfig",
     "OptimizerConfig",

@@ -85,8 +85,15 @@ class KLCovConfig:
 class GDPOConfig:
     """Of the estimator gdpo: rewards that the reward function returns beside the score, normalised one by one."""
 
-    components: tuple[str, ...] = ()  # keys of the mapping that the reward function returns
-    weights: tuple[float, ...] = ()  # one per component
+    components: tuple[
+        str, ...
+    ] = ()  # each "key=weight": a key of the mapping that the reward function returns
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Return the weight of each component by its key, in their order; ValueError for what is no key=weight."""
+        pairs = (component.rpartition("=") for component in self.components)
+        return {key: float(weight) for key, _, weight in pairs}
 
 
 @dataclasses.dataclass(frozen=True)

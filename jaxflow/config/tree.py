@@ -1,6 +1,6 @@
 """Plain trees of values into trees of frozen dataclasses, and the dotted keys of both. Knows no key of any schema.
 
-A schema is a dataclass whose fields are bool, int, float, str, tuples of str or float, another such dataclass, one or
+A schema is a dataclass whose fields are bool, int, float, str, tuple[str, ...], another such dataclass, one or
 None, or a mapping from names to one. Names of a mapping are the user's, so its keys are those of a given tree.
 """
 
@@ -149,11 +149,9 @@ def _read_leaf(hint: typing.Any, value: object, path: str, problems: list[str]) 
         return value
     if hint in (bool, str) and isinstance(value, hint):
         return value
-    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
-        entry, wrong = typing.get_args(hint)[0], list[str]()
-        items = tuple(_read_leaf(entry, item, path, wrong) for item in value)
-        if not wrong:
-            return items
+    is_list = typing.get_origin(hint) is tuple and isinstance(value, list | tuple)
+    if is_list and all(isinstance(item, str) for item in value):
+        return tuple(value)
     problems.append(f"{path}: expected {_kind(hint)}, got {value!r} ({type(value).__name__})")
     return value
 
@@ -162,6 +160,4 @@ def _kind(hint: typing.Any) -> str:
     if group_of(hint) is not None or _is_mapping(hint):
         return "a group of keys"
     kinds = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
-    if typing.get_origin(hint) is tuple:
-        return "a list of numbers" if typing.get_args(hint)[0] is float else "a list of texts"
-    return kinds[hint]
+    return kinds.get(hint, "a list of texts")

@@ -71,12 +71,21 @@ class Reward:
         return dataclasses.replace(scored, scores=scores, reasons=reasons), responses
 
     def _components(self, scored: ScoredRows) -> Float[np.ndarray, "B K"] | None:
-        """Return the numbers that the algorithm weighs one by one, of a row without them the fallback score."""
-        if not self._component_keys:
+        """Return the numbers that the algorithm weighs one by one; of a failed row they are the fallback score."""
+        keys = self._component_keys
+        if not keys:
             return None
-        fallback = self._config.fallback_score
-        table = [[numbers.get(key, fallback) for key in self._component_keys] for numbers in scored.numbers]
-        return np.array(table, np.float32).reshape(-1, len(self._component_keys))
+        table = np.full((len(scored.numbers), len(keys)), self._config.fallback_score, np.float32)
+        for row in np.flatnonzero(~scored.scores.failed):
+            numbers = scored.numbers[row]
+            missing = [key for key in keys if key not in numbers]
+            if missing:
+                raise UserError(
+                    f"algorithm.gdpo.components asks for {', '.join(missing)}, and the reward function returned"
+                    f" {', '.join(numbers) or 'nothing'} beside the score"
+                )
+            table[row] = [numbers[key] for key in keys]
+        return table
 
     def _penalty(self, rollout: Rollout, failed: np.ndarray) -> Float[np.ndarray, "B"]:
         """Return what is added for length; nothing to a failed row, whose score is the fallback."""

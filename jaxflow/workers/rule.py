@@ -58,7 +58,7 @@ def experience_estimator(config: Config) -> ExperienceEstimator:
         whiten_advantages=rule.whiten_advantages,
         normalize_by_std=rule.normalize_by_std,
         kl_reward_estimator=rule.kl.reward_estimator,
-        component_weights=rule.gdpo.weights,
+        component_weights=tuple(rule.gdpo.weights.values()),
         off_policy=OffPolicyRule(
             # With the sampler as π_old the objective's ratio holds the correction; a weight would count it twice.
             level="off" if off_policy.bypass else off_policy.level,

@@ -45,6 +45,7 @@ def rollout(draw):
         behaviour_log_probs=log_probs,
         finished=np.ones(len(MASK), bool),
         groups=np.arange(len(MASK), dtype=np.int32),
+        policy_updates=np.arange(len(MASK), dtype=np.int32),
     )
 
 
@@ -70,4 +71,5 @@ def experience(draw, rollout):
         values=field(1.0),
         advantages=field(1.0),
         returns=field(1.0),
+        policy_updates=rollout.policy_updates,
     )

@@ -6,22 +6,14 @@ import jax
 import numpy as np
 import pytest
 import reference
-from tiny import counts_of
+from tiny import counts_of, policy_loss
 
 from jaxflow import types
 from jaxflow.algorithms.aggregate import AGGREGATIONS
-from jaxflow.algorithms.losses import PolicyLoss, SupervisedLoss, ValueLoss
+from jaxflow.algorithms.losses import SupervisedLoss, ValueLoss
 
-POLICY = PolicyLoss(
-    clip_ratio_low=0.2,
-    clip_ratio_high=0.28,
-    dual_clip=3.0,
-    entropy_coefficient=0.01,
-    aggregation="token-mean",
-    kl_coefficient=0.1,
-    kl_estimator="k3",
-    length_constant=5.0,
-)
+CLIP = (0.2, 0.28, 3.0)
+POLICY = policy_loss(*CLIP, length_constant=5.0)
 VALUE = ValueLoss(value_clip=0.5, aggregation="token-mean", length_constant=5.0)
 
 
@@ -40,9 +32,8 @@ def policy_oracle(settings, log_probs, entropy, batch):
         losses = reference.per_token(formula, mask, *arrays)
         return reference.aggregate(losses, mask, settings.aggregation, settings.length_constant)
 
-    clip = (settings.clip_ratio_low, settings.clip_ratio_high, settings.dual_clip)
     objective = term(
-        lambda p, q, a: reference.policy_token(p, q, a, *clip)[0],
+        lambda p, q, a: reference.policy_token(p, q, a, *CLIP)[0],
         log_probs,
         batch.actor_log_probs,
         batch.advantages,

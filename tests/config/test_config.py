@@ -23,7 +23,7 @@ from jaxflow.config import (
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.types import UserError
 
-MODELS = ("critic.model", "reward.model")
+MODELS = ("critic.model", "reward.model", "cost.model")
 
 
 def two_pools() -> ConfigDict:

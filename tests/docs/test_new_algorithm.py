@@ -47,6 +47,7 @@ def step_of(prompts):
         behaviour_log_probs=batch.actor_log_probs,
         finished=np.ones(rows, np.bool_),
         groups=np.repeat(np.arange(prompts, dtype=np.int32), SAMPLES),
+        policy_updates=np.zeros(rows, np.int32),
     )
     scores = generator.random(rows).astype(np.float32)
     given = Scores(scores=scores, accuracy=scores, failed=np.zeros(rows, np.bool_))

@@ -9,7 +9,6 @@ import pytest
 import tiny
 import worlds
 
-from jaxflow.algorithms.losses import PolicyLoss
 from jaxflow.engine.generate import Generator
 from jaxflow.engine.sampling import Sampling
 from jaxflow.engine.score import Scorer
@@ -29,7 +28,7 @@ TOKENS_PER_DEVICE, SEQUENCES_PER_DEVICE = 96, 6
 SAMPLING = Sampling(
     temperature=1.3, top_k=0, top_p=0.9, max_response_tokens=10, end_ids=(1, 2, 3, 4, 5), pad_id=0
 )
-POLICY = PolicyLoss(0.2, 0.2, 3.0, 0.01, "token-mean", 0.1, "k2", 32.0)
+POLICY = tiny.policy_loss(kl_estimator="k2")
 ROWS = 11  # no number of blocks divides it
 PROMPTS, BATCH = tiny.prompts(ROWS, longest=8), tiny.experience(ROWS)
 BATCH = dataclasses.replace(BATCH, lengths=np.maximum(BATCH.lengths, 25))

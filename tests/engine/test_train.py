@@ -10,22 +10,13 @@ import optax
 import pytest
 import tiny
 
-from jaxflow.algorithms.losses import PolicyLoss, SupervisedLoss, ValueLoss
+from jaxflow.algorithms.losses import SupervisedLoss, ValueLoss
 from jaxflow.engine.sharding import training_layout
 from jaxflow.engine.state import new_state
 from jaxflow.engine.train import Trainer, count, minibatches
 from jaxflow.types import Demonstrations
 
-POLICY = PolicyLoss(
-    clip_ratio_low=0.2,
-    clip_ratio_high=0.2,
-    dual_clip=3.0,
-    entropy_coefficient=0.01,
-    aggregation="token-mean",
-    kl_coefficient=0.1,
-    kl_estimator="k2",
-    length_constant=32.0,
-)
+POLICY = tiny.policy_loss(kl_estimator="k2")
 VALUE = ValueLoss(value_clip=0.5, aggregation="seq-mean-token-mean", length_constant=32.0)
 ROLES = {"actor": (tiny.LANGUAGE_MODEL, POLICY), "critic": (tiny.SCALAR_MODEL, VALUE)}
 SINGLE = (1, 1, 1, 1)

@@ -136,6 +136,7 @@ def judged(reward, rows, judgements):
         zeros,
         np.ones(count, bool),
         np.arange(count, dtype=np.int32),
+        np.zeros(count, np.int32),
     )
     return reward.score(rollout, fixed_batch(asked, 1, step=0)).scores
 

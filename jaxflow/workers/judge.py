@@ -14,7 +14,7 @@ _TASK_SCORER = "exact_match"
 
 
 def choose_judge(reward: RewardConfig, files: bool) -> Judge:
-    """Return what judges a run's responses: the user's function, or built-in scorers; `files` are not a built-in task's.
+    """Return what judges responses: the user's function, or built-in scorers; `files`: prompts are no built-in task's.
 
     Raises:
         UserError: there is no such file, or its further arguments cannot be read.

@@ -7,9 +7,9 @@ import dataclasses
 from jaxflow.mapping.model_size import ModelSize
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class RoleLoad:
-    """One role's part of a step."""
+    """One role's part of a step. Compared by identity: it is a key of large caches."""
 
     role: str
     model: ModelSize

@@ -16,9 +16,9 @@ from jaxflow.mapping.engine_profile import EngineProfile
 from jaxflow.mapping.load import RoleLoad, Workload
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Setting:
-    """What the calls of all roles have in common on one pool."""
+    """What the calls of all roles have in common on one pool. Compared by identity: it is a key of large caches."""
 
     workload: Workload
     engine: EngineProfile

@@ -1,0 +1,292 @@
+"""Roles that share devices: what a set of them takes in each stage on so many devices, in its best layouts.
+
+Inside a stage the calls of a set are summed; memory is a hard bound. Knows no other set. What is kept of all layouts
+are the options that no other one beats in every stage at once, so nothing is lost for whoever combines sets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Iterable, Sequence
+
+from jaxflow.engine.layout_rules import Parallelism
+from jaxflow.mapping import memory, stages
+from jaxflow.mapping.layouts import Freedom, generation_layouts, training_layouts
+from jaxflow.mapping.load import RoleLoad
+from jaxflow.mapping.stages import Setting
+
+
+@dataclasses.dataclass(frozen=True)
+class SetOption:
+    """One way for a set of roles to share devices."""
+
+    stages: tuple[float, float, float]  # seconds in generation, preparation, training
+    devices: int
+    layouts: tuple[Parallelism, ...]  # of each role
+    rows: int  # generated at once by each replica; 0 where no role of the set generates
+    offload: bool
+    group: int  # of the cluster's device groups
+
+    @property
+    def seconds(self) -> float:
+        """Return Σ of the stages: what a step takes where nothing else runs."""
+        return sum(self.stages)
+
+
+@dataclasses.dataclass(frozen=True)
+class RoleCost:
+    """One role in one layout, apart from generation."""
+
+    layout: Parallelism
+    preparation: float  # seconds
+    training: float
+    rest: float  # bytes per device
+    scoring_work: float  # beyond what is at rest; 0 where it does not score
+    training_work: float
+
+
+@functools.lru_cache(maxsize=200_000)
+def role_cost(load: RoleLoad, layout: Parallelism, setting: Setting) -> RoleCost:
+    """Cost one role's scoring and training in one layout."""
+    call = setting.engine.call_seconds
+    scoring = training = 0.0
+    scoring_work = training_work = 0.0
+    if load.scores > 0:
+        scoring = load.scores * (stages.score_seconds(load, layout, setting).total + call)
+        scoring_work = memory.scoring(load, layout, setting).total
+    if load.trained:
+        training = stages.train_seconds(load, layout, setting).total + call
+        training_work = memory.training(load, layout, setting).total
+    rest = memory.at_rest(load, layout, setting).total
+    return RoleCost(layout, scoring, training, rest, scoring_work, training_work)
+
+
+@functools.lru_cache(maxsize=200_000)
+def _generation_seconds(load: RoleLoad, layout: Parallelism, setting: Setting, rows: int) -> float:
+    return stages.generate_seconds(load, layout, setting, rows).total
+
+
+def room(setting: Setting) -> float:
+    """Return the bytes that a plan may fill on each device."""
+    return setting.device.memory_bytes * setting.engine.memory_share
+
+
+def set_options(
+    loads: Sequence[RoleLoad], devices: int, setting: Setting, freedom: Freedom, group: int
+) -> list[SetOption]:
+    """Return the options of a set on exactly so many devices that no other one beats in every stage."""
+    combine = _one_mesh if setting.engine.one_mesh_per_pool else _own_meshes
+    offloads = (False, True) if freedom.offload else (False,)
+    kept: list[SetOption] = []
+    for costs, generator in combine(loads, devices, setting, freedom):
+        least = _least_stages(loads, costs, generator, setting)
+        if _beaten(least, kept):
+            continue
+        for offload in offloads:
+            option = cost_set(loads, costs, generator, setting, offload, group)
+            if option is not None and not _beaten(option.stages, kept):
+                kept = [other for other in kept if not _beaten(other.stages, [option])] + [option]
+    return undominated(kept)
+
+
+def _beaten(stages: tuple[float, float, float], by: Sequence[SetOption]) -> bool:
+    """Return whether one of these is nowhere slower."""
+    generation, preparation, training = stages
+    for other in by:
+        a, b, c = other.stages
+        if a <= generation and b <= preparation and c <= training:
+            return True
+    return False
+
+
+def _least_stages(
+    loads: Sequence[RoleLoad], costs: Sequence[RoleCost], generator: Parallelism | None, setting: Setting
+) -> tuple[float, float, float]:
+    """Return the stages of these layouts were memory no limit: all rows generated at once, nothing offloaded."""
+    generation = 0.0
+    for load in loads:
+        if load.generations > 0 and generator is not None:
+            rows = stages.replica_rows(generator, setting)
+            generation += _generation_seconds(load, generator, setting, rows)
+    preparation = training = 0.0
+    for cost in costs:
+        preparation += cost.preparation
+        training += cost.training
+    return generation, preparation, training
+
+
+def undominated(options: Iterable[SetOption]) -> list[SetOption]:
+    """Keep what is not beaten in all three stages; of equals the first that came."""
+    kept: list[SetOption] = []
+    for option in sorted(options, key=lambda one: one.stages):
+        if not _beaten(option.stages, kept):
+            kept.append(option)
+    return kept
+
+
+def cost_set(
+    loads: Sequence[RoleLoad],
+    costs: Sequence[RoleCost],
+    generator: Parallelism | None,
+    setting: Setting,
+    offload: bool,
+    group: int,
+) -> SetOption | None:
+    """Cost one choice of layouts; None where it does not fit.
+
+    A phase holds what all roles keep at rest (offloaded: its own role alone) and what the phase itself needs; from
+    the switch until the actor learns, the generation weights too. Generation takes the rows that fit.
+    """
+    limit, devices_speed = room(setting), setting.device.host_bandwidth
+    rest = sum(cost.rest for cost in costs)
+    generation, rows, held = 0.0, 0, 0.0
+    preparation = sum(cost.preparation for cost in costs)
+    training = sum(cost.training for cost in costs)
+    if offload:
+        preparation += sum(
+            cost.rest / devices_speed for load, cost in zip(loads, costs, strict=True) if load.scores > 0
+        )
+        training += sum(
+            2 * cost.rest / devices_speed for load, cost in zip(loads, costs, strict=True) if load.trained
+        )
+    for load, cost in zip(loads, costs, strict=True):
+        if load.generations == 0:
+            continue
+        assert generator is not None
+        rollout = memory.rollout_weights(load, generator, setting)
+        beside = 0.0 if offload else rest
+        if max(beside, cost.rest) + rollout > limit:
+            return None
+        rows = _rows_that_fit(load, generator, setting, limit - beside - rollout)
+        if rows == 0:
+            return None
+        held = 0.0 if setting.engine.rollout_offloaded else rollout
+        generation += _generation_seconds(load, generator, setting, rows) + setting.engine.call_seconds
+        generation += _transition_seconds(load, generator, setting)
+        generation += cost.rest / devices_speed if offload else 0.0
+    for load, cost in zip(loads, costs, strict=True):
+        beside = cost.rest if offload else rest
+        while_learning = 0.0 if load.generations > 0 else held
+        if load.scores > 0 and beside + held + cost.scoring_work > limit:
+            return None
+        if load.trained and beside + while_learning + cost.training_work > limit:
+            return None
+    if rest > limit and not offload:
+        return None
+    chosen = tuple(
+        generator if load.generations > 0 and generator is not None else cost.layout
+        for load, cost in zip(loads, costs, strict=True)
+    )
+    vector = (generation, preparation, training)
+    return SetOption(
+        stages=vector,
+        devices=costs[0].layout.devices,
+        layouts=chosen,
+        rows=rows,
+        offload=offload,
+        group=group,
+    )
+
+
+@functools.lru_cache(maxsize=200_000)
+def _transition_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
+    return stages.transition_seconds(load, layout, setting).total
+
+
+def _rows_that_fit(load: RoleLoad, layout: Parallelism, setting: Setting, free: float) -> int:
+    """Return the rows of a replica to generate at once: all, or equal rounds of what fits; 0 where none does."""
+    rows = stages.replica_rows(layout, setting)
+    most = min(rows, int(free // memory.row_bytes(load, layout, setting)))
+    if setting.workload.most_rows > 0:
+        most = min(most, setting.workload.most_rows)
+    if most < 1 or not setting.engine.padded_cache:
+        return max(most, 0)
+    rounds = -(-rows // most)
+    return -(-rows // rounds)
+
+
+def _one_mesh(loads: Sequence[RoleLoad], devices: int, setting: Setting, freedom: Freedom):
+    """Yield every mesh that all roles of a set can share."""
+    first, *others = (training_layouts(load, devices, setting, freedom) for load in loads)
+    shared = [layout for layout in first if all(layout in other for other in others)]
+    generators = [load for load in loads if load.generations > 0]
+    for layout in shared:
+        costs = [role_cost(load, layout, setting) for load in loads]
+        if not generators:
+            yield costs, None
+        for load in generators:
+            for generator in generation_layouts(load, layout, setting):
+                yield costs, generator
+
+
+def _own_meshes(loads: Sequence[RoleLoad], devices: int, setting: Setting, freedom: Freedom):
+    """Yield layouts role by role, without combinations that another one beats in everything.
+
+    What is summed and what is not to be exceeded only grows with every role, so a combination of some roles that is
+    beaten stays so with the others beside it.
+    """
+    figures = functools.partial(_figures, offload=freedom.offload)
+    chosen: list[tuple[RoleCost, ...]] = [()]
+    for load in loads:
+        if load.generations == 0:
+            costs = [
+                role_cost(load, one, setting) for one in training_layouts(load, devices, setting, freedom)
+            ]
+            table = _unbeaten([(cost,) for cost in costs], figures)
+            chosen = _unbeaten([(*some, cost) for some in chosen for (cost,) in table], figures)
+    generators = [load for load in loads if load.generations > 0]
+    if not generators:
+        yield from ((costs, None) for costs in chosen)
+        return
+    (load,) = generators
+    position = loads.index(load)
+    for own, generator in _generating(load, devices, setting, freedom):
+        for costs in chosen:
+            yield (*costs[:position], own, *costs[position:]), generator
+
+
+def _figures(costs: Sequence[RoleCost], offload: bool) -> tuple[float, ...]:
+    """Return in what one combination of layouts can be better than another."""
+    if not costs:
+        return ()
+    always = (
+        sum(cost.preparation for cost in costs),
+        sum(cost.training for cost in costs),
+        sum(cost.rest for cost in costs),
+        max(cost.scoring_work for cost in costs),
+        max(cost.training_work for cost in costs),
+    )
+    if not offload:
+        return always
+    # Alone on the device, a role needs what it keeps and what it works with at once.
+    alone = [(cost.rest + cost.scoring_work, cost.rest + cost.training_work) for cost in costs]
+    return (*always, max(a for a, _ in alone), max(b for _, b in alone), max(cost.rest for cost in costs))
+
+
+def _unbeaten(entries: Iterable, figures) -> list:
+    kept: list[tuple[tuple[float, ...], tuple]] = []
+    for mine, entry in sorted(((figures(entry), entry) for entry in entries), key=lambda pair: pair[0]):
+        if not any(all(map(operator.le, other, mine)) for other, _ in kept):
+            kept.append((mine, entry))
+    return [entry for _, entry in kept]
+
+
+@functools.lru_cache(maxsize=20_000)
+def _generating(
+    load: RoleLoad, devices: int, setting: Setting, freedom: Freedom
+) -> tuple[tuple[RoleCost, Parallelism], ...]:
+    """Return a generating role's layouts; of those that generate alike, the ones that no other one beats."""
+    alike: dict[tuple[int, ...], list[tuple[RoleCost, Parallelism]]] = {}
+    for one in training_layouts(load, devices, setting, freedom):
+        cost = role_cost(load, one, setting)
+        for generator in generation_layouts(load, one, setting):
+            key = (generator.generation_tensor, generator.generation_pipe, generator.tensor)
+            alike.setdefault(key, []).append((cost, generator))
+
+    def figures(entry: tuple[RoleCost, Parallelism]) -> tuple[float, ...]:
+        switch = _transition_seconds(load, entry[1], setting)
+        return (*_figures(entry[:1], freedom.offload), switch)
+
+    return tuple(entry for group in alike.values() for entry in _unbeaten(group, figures))

@@ -1,0 +1,84 @@
+"""Which layouts are tried for a role on so many devices. Knows shapes and batch sizes, no time and no memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+from jaxflow.engine.layout_rules import Parallelism
+from jaxflow.mapping.load import RoleLoad
+from jaxflow.mapping.stages import Setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Freedom:
+    """What a search may vary."""
+
+    pipe: bool = True  # pipelines over layers
+    fsdp: bool = True  # weights cut over replicas
+    offload: bool = False  # models wait in their host's memory while others of their pool compute
+
+
+def training_layouts(
+    load: RoleLoad, devices: int, setting: Setting, freedom: Freedom
+) -> tuple[Parallelism, ...]:
+    """Return every layout of training and scoring on all of `devices`: t within a host, p, f, and d the rest.
+
+    Their generation sizes are those of training: `generation_layouts` has the others.
+    """
+    return tuple(_training(load, devices, setting, freedom))
+
+
+def _training(load: RoleLoad, devices: int, setting: Setting, freedom: Freedom) -> Iterator[Parallelism]:
+    model = load.model.decoder
+    for tensor in divisors(devices):
+        if tensor > setting.devices_per_host or _uneven(
+            tensor, model.heads, model.kv_heads, model.mlp_width, model.padded_vocabulary_size
+        ):
+            continue
+        for pipe in divisors(devices // tensor) if freedom.pipe else (1,):
+            if _uneven(pipe, model.layers) or _uneven(tensor * pipe, model.padded_vocabulary_size):
+                continue
+            for fsdp in divisors(devices // tensor // pipe) if freedom.fsdp else (1,):
+                data = devices // tensor // pipe // fsdp
+                if _uneven(fsdp, model.width) or not _rows_split(load, data * fsdp, setting):
+                    continue
+                yield Parallelism(
+                    data=data,
+                    fsdp=fsdp,
+                    tensor=tensor,
+                    generation_tensor=tensor,
+                    pipe=pipe,
+                    generation_pipe=pipe,
+                )
+
+
+def generation_layouts(load: RoleLoad, training: Parallelism, setting: Setting) -> list[Parallelism]:
+    """Return this training layout with every generation layout whose axes are prefixes of its own."""
+    found = []
+    for generation_tensor in divisors(training.tensor):
+        for generation_pipe in divisors(training.pipe):
+            one = dataclasses.replace(
+                training, generation_tensor=generation_tensor, generation_pipe=generation_pipe
+            )
+            replicas = one.data * one.fsdp * one.micro_data
+            if not setting.engine.rows_divide or setting.workload.sequences % replicas == 0:
+                found.append(one)
+    return found
+
+
+def _uneven(ways: int, *sizes: int) -> bool:
+    return any(size % ways != 0 for size in sizes)
+
+
+def _rows_split(load: RoleLoad, replicas: int, setting: Setting) -> bool:
+    """Return whether replicas get rows: equally many where the engine asks for that, else at least one each."""
+    rows = load.minibatch_sequences if load.trained else setting.workload.sequences
+    return rows % replicas == 0 if setting.engine.rows_divide else replicas <= rows
+
+
+@functools.cache
+def divisors(number: int) -> tuple[int, ...]:
+    """Return the divisors of a positive number, ascending."""
+    return tuple(size for size in range(1, number + 1) if number % size == 0)

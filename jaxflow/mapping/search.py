@@ -1,0 +1,278 @@
+"""HybridFlow's Algorithm 1: which roles share devices, and how many each set of them gets.
+
+Every set partition × every allocation × the options of each set (`colocated`): a stage takes as long as the slowest
+set, stages add up. Exact: allocations are left out only where a bound shows that they cannot be among the wanted
+ones. Deterministic. Knows roles by their loads, no algorithm by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import heapq
+import math
+from collections.abc import Iterator, Sequence
+
+from jaxflow.mapping.colocated import SetOption, set_options, undominated
+from jaxflow.mapping.devices import DeviceGroup
+from jaxflow.mapping.engine_profile import EngineProfile
+from jaxflow.mapping.layouts import Freedom, divisors
+from jaxflow.mapping.load import RoleLoad, Workload
+from jaxflow.mapping.stages import Setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What is to be mapped onto what."""
+
+    loads: tuple[RoleLoad, ...]
+    workload: Workload
+    cluster: tuple[DeviceGroup, ...]
+    engine: EngineProfile
+    freedom: Freedom
+
+    def setting(self, group: int) -> Setting:
+        """Return what calls have in common on one group's devices."""
+        devices = self.cluster[group]
+        return Setting(self.workload, self.engine, devices.profile, devices.devices_per_host)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacedSet:
+    """One pool of a mapping."""
+
+    roles: tuple[str, ...]
+    option: SetOption
+    allocated: int  # devices that the search gave it; the option may use fewer
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapping:
+    """A placement, its allocation and layouts, and what a step takes."""
+
+    sets: tuple[PlacedSet, ...]
+    stages: tuple[float, float, float]
+
+    @property
+    def seconds(self) -> float:
+        """Return Σ over stages of the slowest set's."""
+        return sum(self.stages)
+
+
+def partitions(count: int) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """Yield every way to part 0 … count − 1 into sets, the whole in one set first: Bell's number of them."""
+
+    def grow(item: int, blocks: tuple[tuple[int, ...], ...]) -> Iterator[tuple[tuple[int, ...], ...]]:
+        if item == count:
+            yield blocks
+            return
+        for i, block in enumerate(blocks):
+            yield from grow(item + 1, (*blocks[:i], (*block, item), *blocks[i + 1 :]))
+        yield from grow(item + 1, (*blocks, (item,)))
+
+    yield from grow(0, ())
+
+
+def pool_sizes(group: DeviceGroup) -> tuple[int, ...]:
+    """Return the numbers of devices that a pool may have: any of one host's; of several hosts, whole ones or parts
+    that pack into hosts without a gap (a chain of divisors). Parts are worth it on few hosts alone."""
+    inside, hosts = group.devices_per_host, group.hosts
+    if hosts == 1:
+        return tuple(range(1, inside + 1))
+    whole = tuple(inside * count for count in range(1, hosts + 1))
+    return (*_chain(inside), *whole) if hosts <= _HOSTS_TO_SHARE else whole
+
+
+_HOSTS_TO_SHARE = 4
+
+
+def _chain(number: int) -> list[int]:
+    """Return a chain of proper divisors, each dividing the next: halves where it can."""
+    found = []
+    while number > 1:
+        number = max(size for size in divisors(number) if size < number)
+        found.append(number)
+    return sorted(found)
+
+
+class Search:
+    """One problem's search; tables of sets are made once and shared by all partitions."""
+
+    def __init__(self, problem: Problem, wanted: int):
+        """Look for the `wanted` best mappings, each of another partition."""
+        self._problem, self._wanted = problem, wanted
+        self.devices = tuple(group.devices for group in problem.cluster)
+        self._best: list[tuple[float, int, Mapping]] = []  # a heap, the worst of the wanted first
+        self._sizes = tuple(pool_sizes(group) for group in problem.cluster)
+        self._settings = tuple(problem.setting(group) for group in range(len(problem.cluster)))
+        self._tables: dict[tuple[tuple[int, ...], int], Table] = {}
+        self._scored: dict[tuple, _Scored | None] = {}
+
+    def run(self, among: Sequence[tuple[tuple[int, ...], ...]] | None = None) -> tuple[Mapping, ...]:
+        """Return the best mappings of each partition (of these, or of all), the fastest first; none if none fits."""
+        chosen = partitions(len(self._problem.loads)) if among is None else among
+        for number, partition in enumerate(chosen):
+            if len(partition) <= sum(self.devices):
+                self._of_partition(number, partition)
+        ordered = sorted(self._best, key=lambda entry: (-entry[0], -entry[1]))
+        return tuple(mapping for _, _, mapping in ordered)
+
+    def _bound(self) -> float:
+        return -self._best[0][0] if len(self._best) == self._wanted else math.inf
+
+    def _of_partition(self, number: int, partition: tuple[tuple[int, ...], ...]) -> None:
+        loads = self._problem.loads
+        frozen = tuple(block for block in partition if not any(_several(loads[i]) for i in block))
+        moving = tuple(block for block in partition if block not in frozen)
+        found = _Allocation(self, moving, frozen, self._bound()).best()
+        if found is None:
+            return
+        total, vector, options = found
+        sets = tuple(
+            PlacedSet(tuple(loads[i].role for i in block), *options[block])
+            for block in sorted(partition, key=lambda block: block[0])
+        )
+        entry = (-total, -number, Mapping(sets, vector))
+        if len(self._best) < self._wanted:
+            heapq.heappush(self._best, entry)
+        else:
+            heapq.heapreplace(self._best, entry)
+
+    def table(self, block: tuple[int, ...], group: int) -> Table:
+        """Return the options of a set on every number of devices of a group."""
+        if (block, group) not in self._tables:
+            self._tables[block, group] = self._new_table(block, group)
+        return self._tables[block, group]
+
+    def _new_table(self, block: tuple[int, ...], group: int) -> Table:
+        loads = [self._problem.loads[i] for i in block]
+        setting = self._settings[group]
+        front: list[SetOption] = []
+        steps = []
+        for size in self._sizes[group]:
+            new = set_options(loads, size, setting, self._problem.freedom, group)
+            grown = undominated([*front, *new])
+            if grown != front:
+                steps.append((size, tuple(option for option in grown if option.devices == size)))
+            front = grown
+        return Table(tuple(steps))
+
+    def scoring(self, frozen: tuple[tuple[int, ...], ...], remaining: tuple[int, ...]) -> _Scored | None:
+        """Return the least time in which frozen sets can score on what remains; None where they do not fit.
+
+        The slowest of them counts, so each is asked for no more than the others need anyway.
+        """
+        if not frozen:
+            return _Scored(0.0, ())
+        if (frozen, remaining) not in self._scored:
+            self._scored[frozen, remaining] = self._score(frozen, remaining)
+        return self._scored[frozen, remaining]
+
+    def _score(self, frozen: tuple[tuple[int, ...], ...], remaining: tuple[int, ...]) -> _Scored | None:
+        block, *others = frozen
+        best: _Scored | None = None
+        for group, left in enumerate(remaining):
+            for size, options in self.table(block, group).steps:
+                if size > left:
+                    break
+                rest = self.scoring(tuple(others), (*remaining[:group], left - size, *remaining[group + 1 :]))
+                option = min(options, key=lambda one: one.stages[1])
+                if rest is None:
+                    continue
+                seconds = max(option.stages[1], rest.seconds)
+                if best is None or seconds < best.seconds:
+                    best = _Scored(seconds, ((block, option, size), *rest.chosen))
+        return best
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What a set gains with more devices: (devices, options that fewer devices do not beat), ascending."""
+
+    steps: tuple[tuple[int, tuple[SetOption, ...]], ...]
+
+    @functools.cached_property
+    def floors(self) -> tuple[tuple[int, tuple[float, float, float]], ...]:
+        """Return the least seconds of each stage that up to so many devices can reach."""
+        floor, found = (math.inf, math.inf, math.inf), []
+        for size, options in self.steps:
+            for option in options:
+                floor = tuple(map(min, floor, option.stages))
+            found.append((size, floor))
+        return tuple(found)
+
+    def floor(self, devices: int) -> tuple[float, float, float]:
+        """Return the least seconds of each stage on at most so many devices; infinite where nothing fits."""
+        least = (math.inf, math.inf, math.inf)
+        for size, floor in self.floors:
+            if size > devices:
+                break
+            least = floor
+        return least
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+    seconds: float
+    chosen: tuple[tuple[tuple[int, ...], SetOption, int], ...]
+
+
+def _several(load: RoleLoad) -> bool:
+    """Return whether a role works in another stage than preparation."""
+    return load.trained or load.generations > 0
+
+
+class _Allocation:
+    """The best allocation of one partition: branch and bound over the sets that learn or generate."""
+
+    def __init__(self, search: Search, moving: tuple, frozen: tuple, bound: float):
+        self._search, self._moving, self._frozen = search, moving, frozen
+        self._bound = bound
+        self._found: tuple[float, tuple[float, float, float], dict] | None = None
+
+    def best(self):
+        """Return (seconds, stages, option and devices of each set), or None where nothing is below the bound."""
+        self._place(0, self._search.devices, (0.0, 0.0, 0.0), ())
+        return self._found
+
+    def _place(self, index: int, remaining: tuple[int, ...], stages: tuple, chosen: tuple) -> None:
+        if index == len(self._moving):
+            self._finish(remaining, stages, chosen)
+            return
+        if self._least(index, remaining, stages) >= self._bound:
+            return
+        block = self._moving[index]
+        for group, left in enumerate(remaining):
+            for size, options in reversed(self._search.table(block, group).steps):
+                if size > left:
+                    continue
+                after = (*remaining[:group], left - size, *remaining[group + 1 :])
+                for option in options:
+                    slowest = tuple(map(max, stages, option.stages))
+                    if sum(slowest) < self._bound:
+                        self._place(index + 1, after, slowest, (*chosen, (block, option, size)))
+
+    def _least(self, index: int, remaining: tuple[int, ...], stages: tuple) -> float:
+        """Return what the sets still to be placed cannot be faster than, each with all that remains."""
+        least = stages
+        for block in self._moving[index:]:
+            floors = [self._search.table(block, group).floor(left) for group, left in enumerate(remaining)]
+            least = tuple(map(max, least, tuple(map(min, *floors)) if len(floors) > 1 else floors[0]))
+        return sum(least)
+
+    def _finish(self, remaining: tuple[int, ...], stages: tuple, chosen: tuple) -> None:
+        scored = self._search.scoring(self._frozen, remaining)
+        if scored is None:
+            return
+        generation, preparation, training = stages
+        whole = (generation, max(preparation, scored.seconds), training)
+        total = sum(whole)
+        if total < self._bound:
+            self._bound = total
+            placed = (*chosen, *scored.chosen)
+            self._found = (total, whole, {block: (option, size) for block, option, size in placed})
+
+
+def search(problem: Problem, wanted: int = 4) -> tuple[Mapping, ...]:
+    """Return the fastest mapping and its runners-up, each of another partition; empty where nothing fits."""
+    return Search(problem, wanted).run()

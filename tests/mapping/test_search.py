@@ -1,0 +1,146 @@
+"""The search finds what trying everything finds, in bounded time, and the same thing twice."""
+
+import dataclasses
+import time
+
+import pytest
+from mapping.brute_force import best_seconds
+from mapping.shapes import LLAMA_7B, LLAMA_70B, actor, critic, frozen, work
+
+from jaxflow.mapping.colocated import room
+from jaxflow.mapping.devices import DEVICES, DeviceGroup
+from jaxflow.mapping.engine_profile import JAXFLOW, MEGATRON_VLLM
+from jaxflow.mapping.layouts import Freedom
+from jaxflow.mapping.memory import at_rest
+from jaxflow.mapping.search import Problem, partitions, pool_sizes, search
+from jaxflow.models.decoder_config import DecoderConfig
+
+SMALL = DecoderConfig(
+    vocabulary_size=32000, width=1024, layers=4, heads=8, kv_heads=4, head_width=128, mlp_width=4096
+)
+EVERYTHING = Freedom(pipe=True, fsdp=True, offload=False)
+# So little that some layouts do not fit, others generate in rounds.
+CARD = dataclasses.replace(DEVICES["l40s"], kind="card", memory_bytes=3.2e9)
+FAST = dataclasses.replace(CARD, kind="fast", matmul_flops=2 * CARD.matmul_flops, memory_bytes=6e9)
+
+
+def three(minibatch=16) -> tuple:
+    return actor(SMALL, minibatch, 2), critic(SMALL, minibatch, 2), frozen("reference", SMALL)
+
+
+def problem(engine, *groups, freedom=EVERYTHING, loads=None) -> Problem:
+    loads = three() if loads is None else loads
+    return Problem(loads, work(32, 512, 512), groups, engine, freedom)
+
+
+@pytest.mark.parametrize("engine", [JAXFLOW, MEGATRON_VLLM])
+@pytest.mark.parametrize(
+    "groups",
+    [
+        (DeviceGroup(CARD, 1, 4),),
+        (DeviceGroup(CARD, 1, 5),),
+        (DeviceGroup(CARD, 1, 2), DeviceGroup(FAST, 1, 2)),
+    ],
+)
+def test_the_fastest_mappings_are_those_of_brute_force(engine, groups):
+    case = problem(engine, *groups, freedom=dataclasses.replace(EVERYTHING, pipe=len(groups) == 1))
+    if len(groups) > 1:  # without pipelines the brute force must not try them either
+        loads = tuple(
+            dataclasses.replace(load, model=dataclasses.replace(load.model, decoder=_indivisible(load)))
+            for load in case.loads
+        )
+        case = dataclasses.replace(case, loads=loads)
+    expected = best_seconds(case)
+    found = search(case, wanted=len(list(partitions(3))))
+    assert len(expected) > 1
+    # Brute force gives each pool exactly what it uses; the search lets devices idle, which is more devices, not less.
+    assert [m.seconds for m in found] == pytest.approx(sorted(expected.values()), rel=1e-9)
+
+
+def _indivisible(load):
+    """Return a decoder with a prime number of layers, which no pipeline cuts."""
+    return dataclasses.replace(load.model.decoder, layers=5)
+
+
+@pytest.mark.parametrize(("roles", "count"), [(1, 1), (3, 5), (4, 15), (5, 52), (6, 203)])
+def test_partitions_are_bells_number_and_all_different(roles, count):
+    found = list(partitions(roles))
+    assert len(found) == count == len({frozenset(map(frozenset, one)) for one in found})
+    assert all(sorted(i for block in one for i in block) == list(range(roles)) for one in found)
+
+
+def six(decoder) -> tuple:
+    """Return Safe-RLHF's models: policy, reference, reward and cost with a critic each."""
+    cost_critic = dataclasses.replace(critic(decoder), role="cost_critic")
+    return (
+        actor(decoder),
+        critic(decoder),
+        cost_critic,
+        frozen("reference", decoder),
+        frozen("reward", decoder),
+        frozen("cost", decoder),
+    )
+
+
+@pytest.mark.parametrize("hosts", [1, 3, 5, 16])
+def test_pools_share_the_devices_out_and_fit(hosts):
+    case = Problem(six(LLAMA_7B), work(), (DeviceGroup(DEVICES["h100"], hosts, 8),), JAXFLOW, EVERYTHING)
+    found = search(case, wanted=1)
+    (best,) = found
+    assert sum(placed.allocated for placed in best.sets) <= hosts * 8
+    assert sorted(role for placed in best.sets for role in placed.roles) == sorted(x.role for x in case.loads)
+    loads = {load.role: load for load in case.loads}
+    for placed in best.sets:
+        assert placed.option.devices <= placed.allocated
+        rest = sum(
+            at_rest(loads[role], layout, case.setting(0)).total
+            for role, layout in zip(placed.roles, placed.option.layouts, strict=True)
+        )
+        assert rest < room(case.setting(0))
+        assert (
+            len(
+                {
+                    dataclasses.replace(x, generation_tensor=1, generation_pipe=1)
+                    for x in placed.option.layouts
+                }
+            )
+            == 1
+        )
+    again = search(dataclasses.replace(case, loads=six(LLAMA_7B)), wanted=1)
+    assert again == found
+
+
+def test_offload_makes_room_and_costs_time():
+    tight = DeviceGroup(dataclasses.replace(CARD, memory_bytes=6e9), 1, 1)
+    without = search(problem(JAXFLOW, tight))
+    with_it = search(problem(JAXFLOW, tight, freedom=dataclasses.replace(EVERYTHING, offload=True)))
+    assert without == ()
+    assert with_it[0].sets[0].option.offload
+    roomy = DeviceGroup(dataclasses.replace(CARD, memory_bytes=50e9), 1, 1)
+    best = search(problem(JAXFLOW, roomy, freedom=dataclasses.replace(EVERYTHING, offload=True)))[0]
+    assert not best.sets[0].option.offload
+
+
+@pytest.mark.parametrize("devices", [1, 2, 7, 13])
+def test_any_number_of_devices_has_an_answer_in_bounded_time(devices):
+    started = time.process_time()
+    found = search(problem(JAXFLOW, DeviceGroup(FAST, 1, devices)))
+    assert time.process_time() - started < 20
+    assert all(sum(placed.allocated for placed in mapping.sets) <= devices for mapping in found)
+    assert (devices == 1) == (found == ())  # one such card is too small for three models
+
+
+def test_pools_of_several_hosts_are_whole_hosts_or_pack():
+    assert pool_sizes(DeviceGroup(CARD, 1, 6)) == (1, 2, 3, 4, 5, 6)
+    assert pool_sizes(DeviceGroup(CARD, 3, 8)) == (1, 2, 4, 8, 16, 24)
+    assert pool_sizes(DeviceGroup(CARD, 5, 8)) == (8, 16, 24, 32, 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("hosts", "limit"), [(16, 5.0), (128, 60.0)])
+def test_large_clusters_are_searched_in_seconds(hosts, limit):
+    loads = (actor(LLAMA_70B), critic(LLAMA_70B), frozen("reference", LLAMA_70B), frozen("reward", LLAMA_70B))
+    case = Problem(loads, work(), (DeviceGroup(DEVICES["h100"], hosts, 8),), JAXFLOW, EVERYTHING)
+    started = time.process_time()
+    assert len(search(case)) == 4
+    assert time.process_time() - started < limit

@@ -59,6 +59,7 @@ ALLOWED = {
         "rewards.scorers",
     },
     "job": {"config", "batch_algebra", "data"},
+    "port": {"types", "config", "dataflow", "engine.batching"},
     "mapping": {"types", "config", "placement", "batch_algebra", "models", "engine"},
 }
 # The top floor joins the rooms; nothing imports it from below.

@@ -94,7 +94,7 @@ def product_flops(model: ModelSize, tokens: float) -> float:
 def attention_flops(model: ModelSize, tokens: float, context: float) -> float:
     """Return 4 m L N H c: scores and mixing, a multiplication and an addition each."""
     decoder = model.decoder
-    return 4.0 * tokens * decoder.layers * decoder.heads * decoder.head_width * context
+    return 4.0 * tokens * decoder.layers * decoder.padded_heads * decoder.head_width * context
 
 
 def all_gather(size: float, where: Span, device: DeviceProfile) -> Seconds:

@@ -27,6 +27,7 @@ class EngineProfile:
     )
     rollout_offloaded: bool  # generation weights leave the device while others compute
     one_mesh_per_pool: bool  # the models of a pool share its layout
+    generation_pipes: bool  # generation may keep pipeline stages; else it gathers the layers of all
     rows_divide: bool  # rows must split equally over replicas
     padded_cache: bool  # decode reads the cache to its full length, not to each row's own
     row_seconds: float  # of the host, for each row in each decode step
@@ -53,6 +54,7 @@ JAXFLOW = EngineProfile(
     reduces_each_microbatch=True,
     rollout_offloaded=False,
     one_mesh_per_pool=True,
+    generation_pipes=False,
     rows_divide=True,
     padded_cache=True,
     row_seconds=0.0,
@@ -78,6 +80,7 @@ MEGATRON_VLLM = EngineProfile(
     reduces_each_microbatch=False,
     rollout_offloaded=True,
     one_mesh_per_pool=False,
+    generation_pipes=True,
     rows_divide=False,
     padded_cache=False,
     row_seconds=75e-6,

@@ -34,8 +34,10 @@ def _training(load: RoleLoad, devices: int, setting: Setting, freedom: Freedom) 
     model = load.model.decoder
     for tensor in divisors(devices):
         if tensor > setting.devices_per_host or _uneven(
-            tensor, model.heads, model.kv_heads, model.mlp_width, model.padded_vocabulary_size
+            tensor, model.padded_heads, model.mlp_width, model.padded_vocabulary_size
         ):
+            continue
+        if not _heads_split(model.kv_heads, tensor):
             continue
         for pipe in divisors(devices // tensor) if freedom.pipe else (1,):
             if _uneven(pipe, model.layers) or _uneven(tensor * pipe, model.padded_vocabulary_size):
@@ -50,7 +52,7 @@ def _training(load: RoleLoad, devices: int, setting: Setting, freedom: Freedom) 
                     tensor=tensor,
                     generation_tensor=tensor,
                     pipe=pipe,
-                    generation_pipe=pipe,
+                    generation_pipe=pipe if setting.engine.generation_pipes else 1,
                 )
 
 
@@ -58,7 +60,7 @@ def generation_layouts(load: RoleLoad, training: Parallelism, setting: Setting) 
     """Return this training layout with every generation layout whose axes are prefixes of its own."""
     found = []
     for generation_tensor in divisors(training.tensor):
-        for generation_pipe in divisors(training.pipe):
+        for generation_pipe in divisors(training.pipe) if setting.engine.generation_pipes else (1,):
             one = dataclasses.replace(
                 training, generation_tensor=generation_tensor, generation_pipe=generation_pipe
             )
@@ -66,6 +68,11 @@ def generation_layouts(load: RoleLoad, training: Parallelism, setting: Setting) 
             if not setting.engine.rows_divide or setting.workload.sequences % replicas == 0:
                 found.append(one)
     return found
+
+
+def _heads_split(kv_heads: int, tensor: int) -> bool:
+    """Return whether key/value heads are cut over the ranks or each over several: `Layout.fitting` does no third."""
+    return kv_heads % tensor == 0 or tensor % kv_heads == 0
 
 
 def _uneven(ways: int, *sizes: int) -> bool:

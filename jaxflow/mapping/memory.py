@@ -63,7 +63,9 @@ def at_rest(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtRest:
 def block_bytes(load: RoleLoad, tokens: float, tensor: int, setting: Setting) -> float:
     """Return the activations of one layer: 8 of D, and 3 F + 2 (N + 2 K) H cut over t, for each token."""
     decoder = load.model.decoder
-    cut_numbers = 3 * decoder.mlp_width + 2 * (decoder.heads + 2 * decoder.kv_heads) * decoder.head_width
+    cut_numbers = (
+        3 * decoder.mlp_width + 2 * (decoder.padded_heads + 2 * decoder.kv_heads) * decoder.head_width
+    )
     return setting.engine.compute_bytes * tokens * (8 * decoder.width + cut_numbers / tensor)
 
 

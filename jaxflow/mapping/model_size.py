@@ -14,8 +14,10 @@ class ModelSize:
 
     decoder: DecoderConfig
     parameters: int  # all
-    vectors: int  # of these, in norms, biases and scalar heads: whole on every device
-    layer_products: int  # weights of one layer that a token is multiplied with
+    vectors: int  # of these, in norms and scalar heads: whole on every device
+    layer_products: (
+        int  # weights of one layer that a token is multiplied with: of experts, those it is sent to
+    )
     head_products: int  # D·V, or D where the model ends in one number
     rollout_read: int  # weights that a decode step reads: all but an untied embedding table
 
@@ -43,20 +45,18 @@ class ModelSize:
 @functools.lru_cache(maxsize=256)
 def model_size(decoder: DecoderConfig, tokens_head: bool) -> ModelSize:
     """Measure a decoder that ends in a distribution over tokens, or in one number."""
-    d, n, k, h, f = (
-        decoder.width,
-        decoder.heads,
-        decoder.kv_heads,
-        decoder.head_width,
-        decoder.mlp_width,
-    )
-    layer_products = 2 * d * h * (n + k) + 3 * d * f
+    d, h, k = decoder.width, decoder.head_width, decoder.kv_heads
+    mlp = 3 * d * decoder.mlp_width
+    if decoder.experts > 0:
+        mlp = mlp * decoder.experts_per_token + d * decoder.experts
+    layer_products = 2 * d * h * (decoder.padded_heads + k) + mlp
     table = decoder.padded_vocabulary_size * d
     if tokens_head:
         parameters = decoder.parameter_count
     else:
         parameters = dataclasses.replace(decoder, tied_embeddings=True).parameter_count + d
-    vectors = (2 * decoder.layers + (1 if tokens_head else 2)) * d
+    norms = (4 if decoder.post_norms else 2) * d + (2 * h if decoder.query_key_norm else 0)
+    vectors = norms * decoder.layers + (1 if tokens_head else 2) * d
     return ModelSize(
         decoder=decoder,
         parameters=parameters,

@@ -22,14 +22,16 @@ def splits(devices):
 def allowed(load, layout, devices, setting):
     """Return whether the engine can hold the model so and split its rows so."""
     model, rows = load.model.decoder, load.minibatch_sequences if load.trained else setting.workload.sequences
-    if layout_problems(layout, devices, model) or model.kv_heads % layout.tensor != 0:
+    if layout_problems(layout, devices, model) or (
+        model.kv_heads % layout.tensor != 0 and layout.tensor % model.kv_heads != 0
+    ):
+        return False
+    if not setting.engine.generation_pipes and layout.generation_pipe > 1:
         return False
     if layout.tensor > setting.devices_per_host:
         return False
-    if load.generations == 0 and (layout.generation_tensor, layout.generation_pipe) != (
-        layout.tensor,
-        layout.pipe,
-    ):
+    pipes = layout.pipe if setting.engine.generation_pipes else 1
+    if load.generations == 0 and (layout.generation_tensor, layout.generation_pipe) != (layout.tensor, pipes):
         return False
     replicas = layout.data * layout.fsdp
     if not setting.engine.rows_divide:

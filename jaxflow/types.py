@@ -190,3 +190,31 @@ class Judgements:
     lengths: Int[Array, "B"]  # int32, prompt + response tokens
     response_mask: Bool[Array, "B T"]  # true on response tokens, the end token included where there is one
     labels: Float[Array, "B"]  # float32, 1: right, 0: wrong
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Preferences:
+    """Pairs of responses to one prompt, the better one first; a pair is one row and never parted.
+
+    Of costs the better response is the less harmful one.
+    """
+
+    tokens: Int[
+        Array, "B 2 T"
+    ]  # int32; [:, 0] prompt and chosen response, [:, 1] prompt and rejected response
+    chosen_lengths: Int[Array, "B"]  # int32, prompt + response tokens
+    rejected_lengths: Int[Array, "B"]  # int32
+    response_mask: Bool[Array, "B 2 T"]  # true on response tokens, the end token included where there is one
+    margins: Float[
+        Array, "B"
+    ]  # float32, by which the chosen response's score should at least lead; 0: not told
+    chosen_harm: Float[Array, "B"]  # float32, +1: the chosen response is unsafe, -1: safe, 0: not told
+    rejected_harm: Float[Array, "B"]  # float32
+    reference_log_probs: Float[Array, "B 2 T"] | None = None  # float32, of the frozen policy; None: not asked
+    reference_points: Float[Array, "B"] | None = None  # float32 nats, KTO's z; None: not asked
+
+    @property
+    def lengths(self) -> Int[np.ndarray, "B"]:
+        """Return the tokens of the longer sequence of each pair, on the host."""
+        return np.maximum(self.chosen_lengths, self.rejected_lengths)

@@ -103,8 +103,13 @@ def _micro_batch(rows: np.ndarray, padded_length: int, capacity: int) -> MicroBa
     return MicroBatch(np.pad(rows, ((0, 0), (0, padding)), constant_values=EMPTY), padded_length)
 
 
+def sequences_per_row(tokens: np.ndarray) -> int:
+    """Count the sequences that each row of tokens [b, T] or [b, N, T] holds: so many times a length it costs."""
+    return int(np.prod(tokens.shape[1:-1], dtype=np.int64))
+
+
 def take(batch: Batch, rows: np.ndarray, padded_length: int) -> Batch:
-    """Return these rows (EMPTY: zeros) of a batch of [b] and [b, T] leaves, padded with zeros to one length.
+    """Return these rows (EMPTY: zeros) of a batch of [b] and [b, …, T] leaves, padded with zeros to one length.
 
     What lies behind `padded_length` is padding by construction and is cut.
     """
@@ -112,32 +117,33 @@ def take(batch: Batch, rows: np.ndarray, padded_length: int) -> Batch:
 
     def pick(leaf: np.ndarray) -> np.ndarray:
         leaf = np.asarray(leaf)
-        out = np.zeros((len(rows), padded_length)[: leaf.ndim], leaf.dtype)
         if leaf.ndim == 1:
+            out = np.zeros(len(rows), leaf.dtype)
             out[real] = leaf[rows[real]]
-        else:
-            width = min(padded_length, leaf.shape[1])
-            out[real, :width] = leaf[rows[real], :width]
+            return out
+        out = np.zeros((len(rows), *leaf.shape[1:-1], padded_length), leaf.dtype)
+        width = min(padded_length, leaf.shape[-1])
+        out[real, ..., :width] = leaf[rows[real], ..., :width]
         return out
 
     return jax.tree.map(pick, batch)
 
 
-def scatter(parts: Sequence[tuple[np.ndarray, Batch]], shape: tuple[int, int]) -> Batch:
-    """Put the results of (rows, trees of [k] and [k, T]) back into the rows' order, at one shape [b, T].
+def scatter(parts: Sequence[tuple[np.ndarray, Batch]], shape: tuple[int, ...]) -> Batch:
+    """Put the results of (rows, trees of [k] and [k, …, T]) back into the rows' order, at one shape [b, …, T].
 
     Where nothing was computed there is 0.
     """
 
     def joined(*leaves: np.ndarray) -> np.ndarray:
-        out = np.zeros(shape[: leaves[0].ndim], leaves[0].dtype)
+        out = np.zeros(shape[:1] if leaves[0].ndim == 1 else shape, leaves[0].dtype)
         for (rows, _), leaf in zip(parts, leaves, strict=True):
             real = rows != EMPTY
             if leaf.ndim == 1:
                 out[rows[real]] = leaf[real]
             else:
-                width = min(leaf.shape[1], shape[1])
-                out[rows[real], :width] = leaf[real, :width]
+                width = min(leaf.shape[-1], shape[-1])
+                out[rows[real], ..., :width] = leaf[real, ..., :width]
         return out
 
     return jax.tree.map(joined, *(part for _, part in parts))

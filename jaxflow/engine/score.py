@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxflow.engine import attention
-from jaxflow.engine.batching import plan_micro_batches, scatter, take
+from jaxflow.engine.batching import plan_micro_batches, scatter, sequences_per_row, take
 from jaxflow.engine.experts import experts_over
 from jaxflow.engine.rows import Rows
 from jaxflow.engine.sharding import Layout
@@ -41,14 +41,17 @@ def _positions_per_chunk(rows_per_device: int, length: int, vocabulary_per_devic
 
 
 def token_log_probs(
-    model: Model, params: Params, tokens: Int[Array, "B T"], temperature: float, layout: Layout
+    model: Model, params: Params, tokens: Int[Array, "B *N T"], temperature: float, layout: Layout
 ) -> TokenLogProbs:
     """Compute log softmax(logits/τ) of each token and the entropy there, never holding [B, T, V].
+
+    A row may hold N sequences [B, N, T], which have nothing to do with each other here.
 
     `log_probs[t]` and `entropy[t]` belong to token t given the tokens before it; both are 0 at t = 0. The
     vocabulary's logits exist for a chunk of positions at a time and are recomputed in the backward pass.
     """
-    module = model.bind(params)
+    module, shape = model.bind(params), tokens.shape
+    tokens = tokens.reshape(-1, shape[-1])
     hidden = hidden_states(module, tokens, layout)
     rows, length, width = hidden.shape
     vocabulary_ways = int(np.prod([layout.mesh.shape[axis] for axis in layout.axes["vocabulary"]]))
@@ -76,17 +79,20 @@ def token_log_probs(
         )
         _, (log_probs, entropy) = jax.lax.scan(lambda _, xs: (None, chunk_log_probs(*xs)), None, chunks)
         log_probs, entropy = (x.swapaxes(0, 1).reshape(rows, length) for x in (log_probs, entropy))
-    shift = functools.partial(jnp.pad, pad_width=((0, 0), (1, 0)))
-    return TokenLogProbs(shift(log_probs[:, :-1]), shift(entropy[:, :-1]))
+
+    def shifted(x):
+        return jnp.pad(x[:, :-1], ((0, 0), (1, 0))).reshape(shape)
+
+    return TokenLogProbs(shifted(log_probs), shifted(entropy))
 
 
 def token_values(
-    model: Model, params: Params, tokens: Int[Array, "B T"], layout: Layout
-) -> Float[Array, "B T"]:
+    model: Model, params: Params, tokens: Int[Array, "B *N T"], layout: Layout
+) -> Float[Array, "B *N T"]:
     """Compute V_t, the estimate made before token t is chosen (from the hidden state of token t − 1)."""
-    module = model.bind(params)
-    scalars = module.scalars(hidden_states(module, tokens, layout))
-    return jnp.pad(scalars[:, :-1], ((0, 0), (1, 0)))
+    module, shape = model.bind(params), tokens.shape
+    scalars = module.scalars(hidden_states(module, tokens.reshape(-1, shape[-1]), layout))
+    return jnp.pad(scalars[:, :-1], ((0, 0), (1, 0))).reshape(shape)
 
 
 class Scorer:
@@ -108,7 +114,8 @@ class Scorer:
         everyones = self._rows.gather(lengths)
         pending = []
         # Dispatch all before reading any: the device never waits for the host between micro-batches.
-        for micro in plan_micro_batches(everyones, self._tokens_per_device, self._rows.blocks):
+        budget = self._tokens_per_device // sequences_per_row(tokens)
+        for micro in plan_micro_batches(everyones, budget, self._rows.blocks):
             mine = self._rows.local(micro.rows, len(everyones))
             placed = self._rows.place(take(tokens, mine, micro.padded_length))
             pending.append((mine, self._score(params, placed)))

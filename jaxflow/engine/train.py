@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Int
 
-from jaxflow.engine.batching import plan_blocks, take
+from jaxflow.engine.batching import plan_blocks, sequences_per_row, take
 from jaxflow.engine.optimizer import Optimizer
 from jaxflow.engine.rows import Rows
 from jaxflow.engine.score import token_log_probs, token_values
@@ -31,9 +31,9 @@ from jaxflow.types import Counts, TokenLogProbs
 class TrainingBatch(Protocol):
     """What every batch to train on has, whatever else its loss reads."""
 
-    tokens: Int[Array, "B T"]
-    lengths: Int[Array, "B"]
-    response_mask: Bool[Array, "B T"]
+    tokens: Int[Array, "B *N T"]  # a row may hold N sequences that its loss reads together
+    lengths: Int[Array, "B"]  # of the longest sequence of each row
+    response_mask: Bool[Array, "B *N T"]
 
 
 Loss = Callable[[TokenLogProbs | Array, Any, Counts], tuple[Array, Mapping[str, Array]]]
@@ -95,22 +95,24 @@ class Trainer:
             static_argnums=(4,),
             out_shardings=(weights, layout.replicated),
         )
+        self._measure = jax.jit(self._loss_of, static_argnums=(3,), out_shardings=layout.replicated)
         self._apply = jax.jit(
             self._apply_traced, donate_argnums=(0,), out_shardings=(shardings, layout.replicated)
         )
 
+    def _loss_of(self, params: Params, batch: TrainingBatch, counts: Counts, loss: Loss):
+        if self.model.kind is LanguageModel:
+            said = token_log_probs(self.model, params, batch.tokens, self._temperature, self.layout)
+        else:
+            said = token_values(self.model, params, batch.tokens, self.layout)
+        value, parts = loss(said, batch, counts)
+        return value, dict(parts)
+
     def _accumulate_traced(
         self, params: Params, gradients: Params, batch: TrainingBatch, counts: Counts, loss: Loss
     ):
-        def micro_loss(params: Params):
-            if self.model.kind is LanguageModel:
-                said = token_log_probs(self.model, params, batch.tokens, self._temperature, self.layout)
-            else:
-                said = token_values(self.model, params, batch.tokens, self.layout)
-            return loss(said, batch, counts)
-
-        (_, parts), new = jax.value_and_grad(micro_loss, has_aux=True)(params)
-        return jax.tree.map(jnp.add, gradients, new), dict(parts)
+        (_, parts), new = jax.value_and_grad(self._loss_of, has_aux=True)(params, batch, counts, loss)
+        return jax.tree.map(jnp.add, gradients, new), parts
 
     def _apply_traced(self, state: TrainState, gradients: Params):
         norm = optax.tree.norm(gradients)
@@ -139,9 +141,20 @@ class Trainer:
         return self._update(state, [(batch, sizes, self._loss)], np.arange(len(sizes.lengths)))
 
     def _gather_sizes(self, batch: TrainingBatch) -> _Sizes:
-        response_tokens = np.sum(batch.response_mask, axis=1, dtype=np.int32)
+        within = tuple(range(1, batch.response_mask.ndim))
+        response_tokens = np.sum(batch.response_mask, axis=within, dtype=np.int32)
         both = self._rows.gather(np.stack([np.asarray(batch.lengths, np.int32), response_tokens], axis=1))
         return _Sizes(both[:, 0], both[:, 1])
+
+    def _micro_batches(
+        self, batch: TrainingBatch, sizes: _Sizes, members: Int[np.ndarray, "b"]
+    ) -> Iterator[TrainingBatch]:
+        """Yield some rows of a whole batch on the devices, a micro-batch at a time."""
+        total = len(sizes.lengths)
+        budget = self._tokens_per_device // sequences_per_row(batch.tokens)
+        for micro in plan_blocks(sizes.lengths, self._rows.split(members, total), budget):
+            mine = self._rows.local(micro.rows, total)
+            yield self._rows.place(take(batch, mine, micro.padded_length))
 
     def _update(
         self, state: TrainState, lessons: Sequence[_Lesson], members: Int[np.ndarray, "b"]
@@ -149,11 +162,8 @@ class Trainer:
         """Update on some rows of each whole batch, of which this process holds its blocks'."""
         gradients, parts = self._zeros(), list[Mapping[str, Array]]()
         for batch, sizes, loss in lessons:
-            total, counts = len(sizes.lengths), count(sizes.response_tokens[members])
-            blocks = self._rows.split(members, total)
-            for micro in plan_blocks(sizes.lengths, blocks, self._tokens_per_device):
-                mine = self._rows.local(micro.rows, total)
-                placed = self._rows.place(take(batch, mine, micro.padded_length))
+            counts = count(sizes.response_tokens[members])
+            for placed in self._micro_batches(batch, sizes, members):
                 gradients, part = self._accumulate(state.params, gradients, placed, counts, loss)
                 parts.append(part)
         state, report = self._apply(state, gradients)
@@ -161,6 +171,14 @@ class Trainer:
         for name in {name: None for part in parts for name in part}:
             report[name] = functools.reduce(jnp.add, [part[name] for part in parts if name in part])
         return state, report
+
+    def measure(self, params: Params, batch: TrainingBatch) -> dict[str, float]:
+        """Return the loss's parts over a whole batch under these weights; nothing is learnt from it."""
+        sizes = self._gather_sizes(batch)
+        counts, everyone = count(sizes.response_tokens), np.arange(len(sizes.lengths))
+        micro_batches = self._micro_batches(batch, sizes, everyone)
+        said = [self._measure(params, placed, counts, self._loss)[1] for placed in micro_batches]
+        return {name: float(sum(float(parts[name]) for parts in said)) for name in said[0]}
 
     def epochs(
         self,

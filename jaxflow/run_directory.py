@@ -196,6 +196,22 @@ class RunDirectory:
             )
         return None
 
+    def at(self, step: int) -> Checkpoint:
+        """Returns the checkpoint of a step, every file verified.
+
+        Raises:
+          UserError: there is none, it is damaged, or it was written by a newer jaxflow.
+        """
+        path = self._folder(step)
+        if not path.is_dir():
+            steps = ", ".join(str(at) for at, _ in self._committed())
+            raise UserError(f"{path}: no checkpoint of step {step}; there are: {steps if steps else 'none'}")
+        try:
+            manifest = _read_verified(path)
+        except _Damaged as error:
+            raise UserError(str(error)) from error
+        return Checkpoint(step, path, manifest["state"], ())
+
     def _folder(self, step: int) -> Path:
         return self._checkpoints / f"step_{step:08d}"
 

@@ -63,7 +63,7 @@ ALLOWED = {
     "mapping": {"types", "config", "placement", "batch_algebra", "models", "engine"},
 }
 # The top floor joins the rooms; nothing imports it from below.
-TOP = ("warm_start", "controller", "supervisor", "main")
+TOP = ("warm_start", "controller", "supervisor", "main", "convert")
 for floor in TOP:
     ALLOWED[floor] = set(ALLOWED)
 
@@ -71,6 +71,7 @@ for floor in TOP:
 PLACES = {
     "ray": ("jaxflow/workers/",),
     "orbax": ("jaxflow/engine/checkpoint.py",),
+    "tensorstore": ("jaxflow/engine/checkpoint.py",),
     "ml_collections": ("jaxflow/config/reading.py", "jaxflow/main.py", "configs/", "tests/"),
     **dict.fromkeys(("pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"), ()),
     **dict.fromkeys(("torch", "tensorflow", "clu"), ("tests/", "experiments/")),

@@ -16,9 +16,15 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 from jaxflow.types import UserError
+
+# Arrays whose shards are larger are stored in pieces along their first dimension: a layer can be read alone.
+_PIECE_BYTES = 2**26
+_CACHE_BYTES = 2**29  # of pieces that hold several layers, between one layer's reading and the next's
 
 _NAMED_DIFFERENCES = 5  # leaves spelled out in an error message; a wrong model differs in all of them
 
@@ -42,9 +48,14 @@ def save_arrays(directory: Path, tree) -> None:
     Raises:
       UserError: the file system refused a write (full, read-only, no permission).
     """
+    leaves = _named_leaves(tree)
+    pieces = {
+        name: ocp.SaveArgs(chunk_byte_size=_PIECE_BYTES, shard_axes=(0,) if leaf.ndim > 0 else ())
+        for name, leaf in leaves.items()
+    }
     try:
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            checkpointer.save(directory.absolute(), args=ocp.args.StandardSave(_named_leaves(tree)))
+            checkpointer.save(directory.absolute(), args=ocp.args.StandardSave(leaves, save_args=pieces))
     except (OSError, ValueError) as error:
         # Tensorstore reports the system's refusals as ValueError, marked like this; others are bugs.
         if isinstance(error, ValueError) and "os_error_code" not in str(error):
@@ -74,6 +85,32 @@ def restore_arrays(directory: Path, abstract):
         except Exception as error:  # the tree is as expected; on damaged data Orbax raises a bare Exception
             raise UserError(f"{directory}: could not be read, it is damaged: {_first_line(error)}") from error
     return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in expected])
+
+
+class SavedArrays:
+    """The arrays of a directory, read an entry at a time: what is asked for and the pieces around it."""
+
+    def __init__(self, directory: Path):
+        """Read names and types; UserError where nothing is saved there or it is damaged."""
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            self.types = _saved_leaves(checkpointer, directory)  # name -> "float32[2,8]"
+        self._directory = directory
+        self._context = tensorstore.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+        self._opened: dict[str, tensorstore.TensorStore] = {}
+
+    def read(self, name: str, index: tuple[int, ...]) -> np.ndarray:
+        """Return one entry of an array's leading dimensions; the empty index is the whole array."""
+        base = f"file://{self._directory.absolute()}/"
+        store = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
+        try:
+            if name not in self._opened:
+                spec = {"driver": "zarr", "kvstore": store}
+                self._opened[name] = tensorstore.open(spec, context=self._context, open=True).result()
+            return np.asarray(self._opened[name][index].read().result())
+        except ValueError as error:
+            raise UserError(
+                f"{self._directory}: {name} could not be read, it is damaged: {_first_line(error)}"
+            ) from error
 
 
 def _named_leaves(tree) -> dict[str, jax.Array | jax.ShapeDtypeStruct]:

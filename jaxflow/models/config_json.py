@@ -17,6 +17,8 @@ from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.families import FAMILIES, GLOBAL, LOCAL, SCALAR, Family
 from jaxflow.types import UserError
 
+_ONE_LABEL: Mapping[str, object] = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+
 
 @dataclasses.dataclass(frozen=True)
 class Described:
@@ -79,6 +81,28 @@ def write_config(decoder: DecoderConfig, head: str, dtype: str, most_positions: 
         "no family of transformers that jaxflow writes computes this decoder"
         + (f"; {nearest[0]} comes nearest, but for {', '.join(nearest[1:])}" if nearest is not None else "")
     )
+
+
+def rewrite_config(
+    tree: Mapping[str, object], where: str, decoder: DecoderConfig, head: str, dtype: str
+) -> dict[str, object] | None:
+    """Return a config.json made from another one of the same decoder, for weights that end in this head.
+
+    All that it says beside the decoder (special tokens, longest sequence) is kept. None where it is another
+    decoder's; UserError where it cannot be read.
+    """
+    described = read_config(tree, where)
+    wanted = dataclasses.replace(
+        as_stored(decoder),
+        tied_embeddings=described.decoder.tied_embeddings if head == SCALAR else decoder.tied_embeddings,
+    )
+    if described.decoder != wanted:
+        return None
+    ending = _ONE_LABEL if head == SCALAR else {}
+    of_head = ("id2label", "label2id", "num_labels", "problem_type", "dtype", "torch_dtype")
+    kept = {key: value for key, value in tree.items() if key not in of_head}
+    name = described.family.class_name(head)
+    return {**kept, "architectures": [name], "torch_dtype": dtype, **ending}
 
 
 def as_stored(decoder: DecoderConfig) -> DecoderConfig:
@@ -172,7 +196,7 @@ def _written(
             "high_freq_factor": decoder.rope_high_frequency_factor,
             "original_max_position_embeddings": decoder.rope_original_positions,
         }
-    labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}} if head == SCALAR else {}
+    labels = _ONE_LABEL if head == SCALAR else {}
     return {
         "architectures": [family.class_name(head)],
         "model_type": family.model_type,

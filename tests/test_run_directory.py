@@ -63,6 +63,19 @@ def test_an_empty_workdir_has_no_checkpoint_config_or_initial_weights(tmp_path):
     assert (run.latest(), run.read_config(), run.initial()) == (None, None, None)
 
 
+def test_a_checkpoint_is_found_by_its_step_and_no_other_is_given_for_it(tmp_path):
+    run = RunDirectory(tmp_path, keep=2)
+    for step in (5, 10):
+        save(run, step)
+    assert (run.at(5).step, run.at(5).path) == (5, tmp_path / "checkpoints" / "step_00000005")
+    assert_whole(run.at(5))
+    with pytest.raises(UserError, match="no checkpoint of step 7; there are: 5, 10"):
+        run.at(7)
+    (run.at(5).path / "actor" / "metadata.json").write_text("{}")
+    with pytest.raises(UserError, match=r"metadata\.json: has 2 bytes"):
+        run.at(5)
+
+
 def test_latest_returns_what_was_committed_last(tmp_path):
     run = RunDirectory(tmp_path, keep=2)
     save(run, 9)

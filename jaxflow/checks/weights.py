@@ -20,8 +20,12 @@ def weight_problems(config: Config, vocabulary_size: int) -> Iterator[str]:
         ("actor", config.actor.weights, config.actor.model, TOKENS, (TOKENS,)),
         ("critic", config.critic.weights, config.critic_model, SCALAR, (SCALAR, TOKENS)),
     ]
-    if config.reward.kind == "model":
-        asked.append(("reward", config.reward.weights, config.reward_model, SCALAR, (SCALAR,)))
+    judges = (("reward", config.reward, config.reward_model), ("cost", config.cost, config.cost_model))
+    asked += [
+        (section, group.weights, model, SCALAR, (SCALAR,))
+        for section, group, model in judges
+        if group.kind == "model"
+    ]
     for section, weights, model, head, heads in asked:
         directory = Path(weights)
         if not weights or not directory.is_dir():

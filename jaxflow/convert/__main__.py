@@ -24,6 +24,7 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 from jaxflow.convert.actions import compare_weights, export_weights, import_checkpoint, inspect_weights
+from jaxflow.convert.stored import ROLES
 from jaxflow.models.weights_out import MOST_BYTES_PER_FILE, STORED_DTYPES
 from jaxflow.types import UserError
 
@@ -51,9 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("source", type=Path, metavar="RUN_OR_WEIGHTS", help="folder of a run, or of weights")
     one.add_argument("out", type=Path, metavar="OUT", help="folder to be made")
-    one.add_argument(
-        "--role", choices=("actor", "critic", "reward"), default="actor", help="of a run; default: actor"
-    )
+    one.add_argument("--role", choices=ROLES, default="actor", help="of a run; default: actor")
     one.add_argument(
         "--step", type=int, help="checkpoint of a run; 0: before the first step; default: the newest"
     )

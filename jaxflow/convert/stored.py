@@ -21,6 +21,9 @@ from jaxflow.models.weights_out import Entries
 from jaxflow.run_directory import RunDirectory
 from jaxflow.types import UserError
 
+ROLES = ("actor", "critic", "cost_critic", "reward", "cost")
+"""Roles of a run that have weights of their own."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
@@ -137,9 +140,8 @@ def find_source(directory: Path, role: str, step: int | None) -> Source:
     if checkpoint is not None and (checkpoint.path / role).is_dir():
         return Source(checkpoint.path / role / "weights", tokenizer, like)
     initial = run.initial()
-    own = None if initial is None else initial / role
-    if own is not None and own.is_dir():
-        return Source(own, tokenizer, like)
+    if initial is not None and (initial / role).is_dir():
+        return Source(initial / role, tokenizer, like)
     if given is not None:
         return Source(given, tokenizer, like)
     raise UserError(

@@ -12,6 +12,7 @@ collective: where `jax.distributed` spans several processes, all of them call wi
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 import jax
@@ -24,6 +25,7 @@ from jaxflow.types import UserError
 
 # Arrays whose shards are larger are stored in pieces along their first dimension: a layer can be read alone.
 _PIECE_BYTES = 2**26
+_SMALLEST_PIECE_BYTES = 2**20  # a row of a table is no piece: there would be as many as tokens
 _CACHE_BYTES = 2**29  # of pieces that hold several layers, between one layer's reading and the next's
 
 _NAMED_DIFFERENCES = 5  # leaves spelled out in an error message; a wrong model differs in all of them
@@ -49,10 +51,7 @@ def save_arrays(directory: Path, tree) -> None:
       UserError: the file system refused a write (full, read-only, no permission).
     """
     leaves = _named_leaves(tree)
-    pieces = {
-        name: ocp.SaveArgs(chunk_byte_size=_PIECE_BYTES, shard_axes=(0,) if leaf.ndim > 0 else ())
-        for name, leaf in leaves.items()
-    }
+    pieces = {name: _pieces(leaf) for name, leaf in leaves.items()}
     try:
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             checkpointer.save(directory.absolute(), args=ocp.args.StandardSave(leaves, save_args=pieces))
@@ -85,6 +84,15 @@ def restore_arrays(directory: Path, abstract):
         except Exception as error:  # the tree is as expected; on damaged data Orbax raises a bare Exception
             raise UserError(f"{directory}: could not be read, it is damaged: {_first_line(error)}") from error
     return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in expected])
+
+
+def _pieces(leaf: jax.Array | np.ndarray) -> ocp.SaveArgs:
+    """Say how an array's shards are stored: large ones of large entries an entry at a time, others whole."""
+    shape = leaf.sharding.shard_shape(leaf.shape) if isinstance(leaf, jax.Array) else leaf.shape
+    size = math.prod(shape) * leaf.dtype.itemsize
+    if size <= _PIECE_BYTES or size < shape[0] * _SMALLEST_PIECE_BYTES:
+        return ocp.SaveArgs()
+    return ocp.SaveArgs(chunk_byte_size=_PIECE_BYTES, shard_axes=(0,))
 
 
 class SavedArrays:

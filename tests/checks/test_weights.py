@@ -32,11 +32,9 @@ def checkpoint(directory, head, leave_out=()):
 
 
 def asked(**weights):
-    return config(
-        actor__model=vars(MODEL),
-        reward__kind="model",
-        **{f"{role}__weights": w for role, w in weights.items()},
-    )
+    kinds = {f"{role}__kind": "model" for role in ("reward", "cost") if role in weights}
+    named = {f"{role}__weights": directory for role, directory in weights.items()}
+    return config(actor__model=vars(MODEL), **kinds, **named)
 
 
 def test_weights_of_the_right_head_are_accepted(tmp_path):
@@ -54,7 +52,7 @@ def test_a_head_of_the_wrong_kind_is_refused_by_role(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("role", ["actor", "critic", "reward"])
+@pytest.mark.parametrize("role", ["actor", "critic", "reward", "cost"])
 def test_missing_tensors_are_refused_by_role(role, tmp_path):
     judge = checkpoint(tmp_path / "judge", SCALAR)
     head = TOKENS if role == "actor" else SCALAR

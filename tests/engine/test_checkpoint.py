@@ -12,7 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxflow.engine.checkpoint import restore_arrays, save_arrays
+from jaxflow.engine import checkpoint
+from jaxflow.engine.checkpoint import SavedArrays, restore_arrays, save_arrays
 from jaxflow.types import UserError
 
 ROWS, COLUMNS = 8, 16
@@ -59,6 +60,36 @@ def assert_bitwise_equal(actual, expected):
     for (path, left), right in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
         assert left.dtype == right.dtype, path
         assert np.asarray(left).tobytes() == np.asarray(right).tobytes(), path
+
+
+@pytest.mark.parametrize("piece_bytes", [2**26, 2**12], ids=["one piece", "a piece for each layer"])
+def test_an_entry_is_read_without_the_others(piece_bytes, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(checkpoint, "_SMALLEST_PIECE_BYTES", 2**11)
+    generator = np.random.default_rng(0)
+    layers = generator.normal(size=(3, 2, ROWS, 256)).astype(np.float32)
+    placed = jax.device_put(layers, sharding(mesh_of(2, 4), None, None, "fsdp", "tensor"))
+    bits = jnp.asarray(host_params()["bits"])
+    save_arrays(tmp_path / "saved", {"layers": {"w": placed}, "bits": bits, "count": jnp.int32(7)})
+    saved = SavedArrays(tmp_path / "saved")
+    assert saved.types["layers/w"] == "float32[3,2,8,256]"
+    np.testing.assert_array_equal(saved.read("layers/w", (1,)), layers[1])
+    np.testing.assert_array_equal(saved.read("layers/w", (2, 1)), layers[2, 1])
+    assert saved.read("bits", ()).tobytes() == np.asarray(bits).tobytes()
+    abstract = {"layers": {"w": placed}, "bits": bits, "count": jnp.int32(7)}
+    restored = restore_arrays(tmp_path / "saved", abstract_like(abstract, lambda x: x.sharding))
+    np.testing.assert_array_equal(restored["layers"]["w"], layers)
+
+
+def test_entries_of_a_damaged_folder_are_refused(tmp_path):
+    save_arrays(tmp_path / "saved", {"w": jnp.ones((4, 8))})
+    saved = SavedArrays(tmp_path / "saved")
+    for file in (tmp_path / "saved").rglob("d/*"):
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match="w could not be read, it is damaged"):
+        saved.read("w", (0,))
+    with pytest.raises(UserError, match="no such directory"):
+        SavedArrays(tmp_path / "none")
 
 
 def test_round_trip_is_bitwise_with_bfloat16_and_adamw_state(tmp_path):
@@ -166,7 +197,8 @@ TRUNCATE_EACH_FILE = """
 import pathlib, sys
 import jax
 import numpy as np
-from jaxflow.engine.checkpoint import restore_arrays, save_arrays
+from jaxflow.engine import checkpoint
+from jaxflow.engine.checkpoint import SavedArrays, restore_arrays, save_arrays
 from jaxflow.types import UserError
 
 target = pathlib.Path(sys.argv[1])
@@ -202,7 +234,8 @@ import numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[2], num_processes=2, process_id=int(sys.argv[3]))
-from jaxflow.engine.checkpoint import restore_arrays, save_arrays
+from jaxflow.engine import checkpoint
+from jaxflow.engine.checkpoint import SavedArrays, restore_arrays, save_arrays
 
 mesh = jax.sharding.Mesh(np.array(jax.devices()), ("fsdp",))
 sharded = jax.sharding.NamedSharding(mesh, jax.P("fsdp"))

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 import tiny
 from flax import nnx
 
@@ -58,6 +59,7 @@ def after_updates(config, params):
     return jax.device_get(state.params), report
 
 
+@pytest.mark.slow
 def test_padding_heads_stay_zero_and_the_others_learn_as_without_them():
     params = drawn()
     (padded, report), (plain, plain_report) = (

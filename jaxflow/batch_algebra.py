@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from jaxflow.config import ActorConfig, Config, CriticConfig
 from jaxflow.engine.batching import plan_micro_batches
 from jaxflow.models.decoder_config import DecoderConfig
-from jaxflow.placement import MeshSizes, PoolPlan, describe_pool, plan_pools, roles_with_models
+from jaxflow.placement import MeshSizes, PoolPlan, describe_pool, plan_pools, role_adapters, roles_with_models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +81,11 @@ def describe(config: Config, derived: Derived) -> str:
         "cost": derived.cost_model,
     }
     models = {role: decoders[role] for role in roles_with_models(config)}
+    adapters = {role: role_adapters(config, role) for role in models}
     devices = sum(plan.mesh.devices for plan in derived.pools.values())
     lines = [f"devices     {devices} ({cluster.platform}), launcher {cluster.launcher}"]
     for name, plan in derived.pools.items():
-        lines += describe_pool(name, plan, models, rollout.dtype)
+        lines += describe_pool(name, plan, models, rollout.dtype, adapters)
     in_parts = f" in {rollout.parts} parts" if rollout.parts > 1 else ""
     lines += [
         f"step        {prompts} prompts × {rollout.samples_per_prompt} samples = {sequences} sequences{in_parts}",

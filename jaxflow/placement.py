@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 
-from jaxflow.config import Config, MeshConfig
+from jaxflow.config import Config, LoraConfig, MeshConfig
 from jaxflow.engine.sharding import TABLE, fitting_prefix
+from jaxflow.models.adapters import Adapters
 from jaxflow.models.decoder_config import DecoderConfig
-from jaxflow.models.transformer import LanguageModel, Model, ScalarModel, describe
+from jaxflow.models.transformer import LanguageModel, Model, Params, ScalarModel, describe
 
 CRITICS = ("critic", "cost_critic")
 """Roles that learn values: of rewards, of costs. They have one config and one shape, and weights of their own."""
@@ -75,8 +76,12 @@ class PoolPlan:
 class RoleBytes:
     """What one role keeps on each device of its pool, in bytes; activations and caches come on top."""
 
-    weights: int  # float32 masters, N / (t · p · fsdp)
-    training: int  # float32 gradient and two Adam moments, 3 N / (t · p · fsdp); 0 for a frozen model
+    weights: (
+        int  # float32 masters, N / (t · p · fsdp); beside adapters the others in the dtype they are kept in
+    )
+    training: (
+        int  # float32 gradient and two Adam moments of what is trained, 3 N / (t · p · fsdp); 0 if nothing is
+    )
     rollout: int  # copy in the rollout's dtype, N / (t_g · p_g); 0 for a model that does not generate
 
 
@@ -112,35 +117,58 @@ def parameter_count(role: str, model: DecoderConfig) -> int:
     return dataclasses.replace(model, tied_embeddings=True).parameter_count + model.width
 
 
-def role_bytes(role: str, model: DecoderConfig, mesh: MeshSizes, rollout_dtype: str) -> RoleBytes:
+def adapters_of(lora: LoraConfig) -> Adapters | None:
+    """Return what is trained beside the weights; None where they are trained themselves."""
+    if lora.rank == 0:
+        return None
+    return Adapters(lora.rank, lora.alpha, lora.targets, lora.base_dtype)
+
+
+def role_adapters(config: Config, role: str) -> Adapters | None:
+    """Return the adapters of a role; only models that are trained can have some."""
+    own = {"actor": config.actor.lora, **dict.fromkeys(CRITICS, config.critic.lora)}
+    return adapters_of(own[role]) if role in own else None
+
+
+def role_bytes(
+    role: str, model: DecoderConfig, mesh: MeshSizes, rollout_dtype: str, adapters: Adapters | None = None
+) -> RoleBytes:
     """Return the bytes that a role with this model keeps on each device of a mesh.
 
     Counted in the shapes and the table of layouts themselves: what is not cut over an axis is whole on all of it.
     """
-    described = describe(model, LanguageModel if holds_tokens_head(role) else ScalarModel)
-    masters, rollout = (_numbers(described, column, mesh) for column in (0, 1))
+    kind = LanguageModel if holds_tokens_head(role) else ScalarModel
+    described, plain = describe(model, kind, adapters), describe(model, kind)
+    trained = _numbers(described, described.trained, 0, mesh)
+    frozen = _numbers(described, described.frozen, 0, mesh)
+    frozen_bytes = frozen * _DTYPE_BYTES[adapters.base_dtype] if adapters is not None else 0
+    rollout = _numbers(plain, plain.trained, 1, mesh) * _DTYPE_BYTES[rollout_dtype]
     return RoleBytes(
-        weights=masters * _FLOAT32_BYTES,
-        training=3 * masters * _FLOAT32_BYTES if role in ("actor", *CRITICS) else 0,
-        rollout=rollout * _DTYPE_BYTES[rollout_dtype] if role == "actor" else 0,
+        weights=trained * _FLOAT32_BYTES + frozen_bytes,
+        training=3 * trained * _FLOAT32_BYTES if role in ("actor", *CRITICS) else 0,
+        rollout=rollout if role == "actor" else 0,
     )
 
 
-def _numbers(model: Model, column: int, mesh: MeshSizes) -> int:
-    """Count the numbers of a model on one device under a column of the table of layouts."""
+def _numbers(model: Model, part: Callable[[Params], Params], column: int, mesh: MeshSizes) -> int:
+    """Count the numbers of a part of a model on one device under a column of the table of layouts."""
     sizes = vars(mesh)
     axes = {name: columns[column] for name, columns in TABLE.items()}
     axes["kv_heads"] = fitting_prefix(model.config.kv_heads, axes["kv_heads"], sizes)
     ways = {None: 1} | {name: math.prod(sizes[axis] for axis in cut) for name, cut in axes.items()}
-    names = jax.tree.leaves(model.names, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    names = jax.tree.leaves(part(model.names), is_leaf=lambda leaf: isinstance(leaf, tuple))
     return sum(
         math.prod(size // ways[name] for size, name in zip(leaf.shape, named, strict=True))
-        for leaf, named in zip(jax.tree.leaves(model.shapes), names, strict=True)
+        for leaf, named in zip(jax.tree.leaves(part(model.shapes)), names, strict=True)
     )
 
 
 def describe_pool(
-    name: str, plan: PoolPlan, models: Mapping[str, DecoderConfig], rollout_dtype: str
+    name: str,
+    plan: PoolPlan,
+    models: Mapping[str, DecoderConfig],
+    rollout_dtype: str,
+    adapters: Mapping[str, Adapters | None],
 ) -> Iterator[str]:
     """Yield lines for people: pool → hosts → devices → layouts → roles → bytes per device."""
     mesh = plan.mesh
@@ -162,7 +190,7 @@ def describe_pool(
         if role not in models:
             yield f"  {role:<10}  no weights"
             continue
-        held = role_bytes(role, models[role], mesh, rollout_dtype)
+        held = role_bytes(role, models[role], mesh, rollout_dtype, adapters.get(role))
         parts = [f"{readable_bytes(held.weights)} weights"]
         parts += [f"{readable_bytes(held.training)} gradients and optimizer"] if held.training > 0 else []
         parts += [f"{readable_bytes(held.rollout)} rollout weights"] if held.rollout > 0 else []

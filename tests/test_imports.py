@@ -38,7 +38,13 @@ ALLOWED = {
     "source_file": set(),
     "user_code": {"types", "source_file"},
     "config": {"types", "models.decoder_config", "models.description", "models.presets"},
-    "placement": {"config", "models.decoder_config", "models.transformer", "engine.sharding"},
+    "placement": {
+        "config",
+        "models.adapters",
+        "models.decoder_config",
+        "models.transformer",
+        "engine.sharding",
+    },
     "batch_algebra": {"types", "config", "placement", "engine.batching", "models.decoder_config"},
     "checks": {
         "types",
@@ -51,6 +57,7 @@ ALLOWED = {
         "engine.batching",
         "engine.layout_rules",
         "engine.optimizer",
+        "models.adapters",
         "models.decoder_config",
         "models.description",
         "models.families",

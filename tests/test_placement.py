@@ -11,6 +11,7 @@ from jaxflow.batch_algebra import derive
 from jaxflow.config import MeshConfig
 from jaxflow.engine.mesh import make_mesh
 from jaxflow.engine.sharding import generation_layout, training_layout
+from jaxflow.models.adapters import Adapters
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.transformer import LanguageModel, ScalarModel, describe
 from jaxflow.placement import (
@@ -79,6 +80,22 @@ def test_bytes_are_those_of_the_engines_own_shardings(role, kind, different, mes
     assert parameter_count(role, decoder) == sum(leaf.size for leaf in jax.tree.leaves(model.shapes))
 
 
+def test_beside_adapters_only_they_and_a_scalar_head_have_gradients_and_moments():
+    adapters, mesh = Adapters(2, 4.0, ("query", "down"), "bfloat16"), MeshConfig(1, 2, 4, 1)
+    layout = training_layout(make_mesh(1, 2, 4, 1, jax.devices()), MODEL)
+    for role, kind in (("actor", LanguageModel), ("critic", ScalarModel)):
+        model = describe(MODEL, kind, adapters)
+        shards = jax.tree.map(
+            lambda shape, sharding: math.prod(sharding.shard_shape(shape.shape)),
+            model.shapes,
+            layout.weights(model.names),
+        )
+        trained, frozen = (sum(jax.tree.leaves(part(shards))) for part in (model.trained, model.frozen))
+        held = role_bytes(role, MODEL, mesh_sizes(mesh), "float32", adapters)
+        assert held.weights == 4 * trained + 2 * frozen and held.training == 12 * trained
+        assert held.rollout == role_bytes(role, MODEL, mesh_sizes(mesh), "float32").rollout
+
+
 def test_frozen_models_keep_weights_alone():
     mesh = MeshSizes(data=1, fsdp=1, tensor=1, micro=1)
     for role, trained in (("reference", "actor"), ("reward", "critic")):
@@ -97,7 +114,7 @@ def test_a_pool_is_described_by_hosts_layouts_and_bytes():
     derived = derive(split_config(), 100)
     models = {"actor": derived.actor_model, "critic": derived.critic_model}
     main, judges = (
-        list(describe_pool(name, plan, models, "bfloat16")) for name, plan in derived.pools.items()
+        list(describe_pool(name, plan, models, "bfloat16", {})) for name, plan in derived.pools.items()
     )
     # 4 layers of (3·128·512 + 2·128·32·8) and two tables of 128 (padded) × 128, over t = 4 and t_g = 2; 9 norms.
     assert main == [
@@ -121,7 +138,7 @@ def test_a_pool_is_described_by_hosts_layouts_and_bytes():
 def test_a_pool_of_one_device_is_spelt_in_the_singular():
     changes = {f"cluster__pools__main__mesh__{axis}": 1 for axis in ("data", "tensor", "generation_tensor")}
     derived = derive(config(**changes, cluster__pools__main__devices_per_host=1), 100)
-    first, second, *_ = describe_pool("main", derived.pools["main"], {}, "float32")
+    first, second, *_ = describe_pool("main", derived.pools["main"], {}, "float32", {})
     assert first.startswith("pool main: 1 host × 1 device → ") and second.endswith("over 1 replica")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from jaxflow.checks.cluster import address_problems
 from jaxflow.checks.learning import cast_problems, token_problems
 from jaxflow.checks.material import file_problems, reward_problems, scoring_problems, task_problems
-from jaxflow.checks.models import model_problems, models
+from jaxflow.checks.models import adapter_problems, model_problems, models
 from jaxflow.checks.placement import mesh_problems, row_problems, sharding_problems
 from jaxflow.checks.rule import rule_problems, rule_warnings
 from jaxflow.checks.values import countable, out_of_range, wrong_names
@@ -40,6 +40,7 @@ def check(config: Config, vocabulary_size: int | None, devices_available: int | 
     if countable(config):
         for path, model in models(config):
             problems += model_problems(path, model, vocabulary_size)
+        problems += adapter_problems(config)
         problems += sharding_problems(config, vocabulary_size)
         problems += row_problems(config)
         problems += token_problems(config)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 
 from jaxflow.config import Config
+from jaxflow.models.adapters import ATTENTION_TARGETS, MLP_TARGETS, TARGETS
 from jaxflow.models.decoder_config import DecoderConfig
 
 
@@ -17,6 +19,32 @@ def models(config: Config) -> Iterator[tuple[str, DecoderConfig]]:
         yield "reward.model", config.reward.model
     if config.cost.model is not None:
         yield "cost.model", config.cost.model
+
+
+def adapter_problems(config: Config) -> Iterator[str]:
+    """Say which weights cannot have adapters."""
+    for role, lora, model in (
+        ("actor", config.actor.lora, config.actor.model),
+        ("critic", config.critic.lora, config.critic_model),
+    ):
+        if lora.rank == 0:
+            continue
+        path = f"{role}.lora.targets"
+        if not lora.targets:
+            yield f"{path} is empty, and {role}.lora.rank = {lora.rank}: name weights, or set the rank to 0"
+        for target in lora.targets:
+            if target not in TARGETS:
+                alike = difflib.get_close_matches(target, TARGETS, n=1)
+                hint = f"did you mean {alike[0]!r}? " if alike else ""
+                yield f"{path}: {target!r} is no weight that can be adapted; {hint}they are: {', '.join(TARGETS)}"
+        experts = [target for target in lora.targets if target in MLP_TARGETS]
+        if model.experts > 0 and experts:
+            yield (
+                f"{path}: {', '.join(experts)} are a mixture's experts, which cannot be adapted; leave"
+                f" {', '.join(ATTENTION_TARGETS)}"
+            )
+        if lora.rank > model.width:
+            yield f"{role}.lora.rank = {lora.rank} is above the model's width = {model.width}: nothing is low about it"
 
 
 def model_problems(path: str, model: DecoderConfig, vocabulary_size: int | None) -> Iterator[str]:

@@ -36,6 +36,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "actor.optimizer.schedule": SCHEDULES,
     "critic.model.compute_dtype": _DTYPES,
     "critic.optimizer.schedule": SCHEDULES,
+    **{f"{role}.lora.base_dtype": _DTYPES for role in ("actor", "critic")},
     **{f"{judge}.kind": ("function", "model") for judge in _JUDGES},
     **{f"{judge}.manager": ("naive", "dapo", "batch") for judge in _JUDGES},
     **{f"{judge}.scorer": ("", *SCORERS) for judge in _JUDGES},
@@ -106,6 +107,8 @@ _ROLE_RANGES: Mapping[str, _Range] = {
     **dict.fromkeys(("optimizer.beta1", "optimizer.beta2"), _BELOW_ONE),
     "optimizer.final_fraction": _UP_TO_ONE,
     "optimizer.epsilon": _ABOVE_ZERO,
+    "lora.rank": _FROM_ZERO,
+    "lora.alpha": _ABOVE_ZERO,
     **{f"model.{key}": allowed for key, allowed in _MODEL_RANGES.items()},
 }
 

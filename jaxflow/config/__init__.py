@@ -5,6 +5,7 @@ from jaxflow.config.cluster import ClusterConfig, MeshConfig, PoolConfig
 from jaxflow.config.learning import (
     ActorConfig,
     CriticConfig,
+    LoraConfig,
     OptimizerConfig,
     RolloutConfig,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "DataConfig",
     "GDPOConfig",
     "KLConfig",
+    "LoraConfig",
     "MeshConfig",
     "OptimizerConfig",
     "PoolConfig",

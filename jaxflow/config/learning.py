@@ -28,6 +28,16 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters, trained in place of the weights beside which they lie (arXiv 2106.09685)."""
+
+    rank: int = 0  # r; 0: no adapters, all weights are trained
+    alpha: float = 16.0  # α; what an adapter adds is scaled by α / r
+    targets: tuple[str, ...] = ("query", "key", "value", "output", "gate", "up", "down")  # adapted weights
+    base_dtype: str = "float32"  # float32 | bfloat16, of the weights that are not trained
+
+
+@dataclasses.dataclass(frozen=True)
 class ActorConfig:
     """The policy: model, optimizer and how a step's sequences become updates."""
 
@@ -37,6 +47,7 @@ class ActorConfig:
     )
     # Directory of weights to start from, jaxflow's or Hugging Face's, whose shape `model` takes; empty: random.
     weights: str = ""
+    lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     update_epochs: int = 1  # passes over each step's sequences
     minibatch_sequences: int = 256  # sequences per optimizer update, over all devices
@@ -52,6 +63,7 @@ class CriticConfig:
     weights: str = (
         ""  # as actor.weights; empty: the actor's first weights where the shapes agree, else random
     )
+    lora: LoraConfig = LoraConfig()  # its head is trained whole beside adapters
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
     update_epochs: int = 1
     minibatch_sequences: int = 256  # sequences per optimizer update, over all devices

@@ -18,6 +18,7 @@ from jaxtyping import Array, Int
 
 from jaxflow.engine.checkpoint import restore_arrays, save_arrays
 from jaxflow.engine.sharding import Layout
+from jaxflow.models.adapters import is_adapter, join, select
 from jaxflow.models.description import is_checkpoint, write_description
 from jaxflow.models.transformer import Model, Params
 from jaxflow.models.weights_in import head_of, read_weights
@@ -30,7 +31,7 @@ _log = logging.getLogger(__name__)
 class TrainState:
     """What the next optimizer update depends on."""
 
-    params: Params  # float32 masters
+    params: Params  # float32 masters; beside adapters, in their own dtype, the weights that stay as they are
     optimizer_state: Any  # optax, float32 moments
     updates: Int[Array, ""]  # int32, updates tried so far: skipped ones count
     skipped: Int[Array, ""]  # int32, updates skipped in a row because something was not finite
@@ -49,14 +50,28 @@ def new_head(model: Model, layout: Layout, seed: int, stream: int) -> Params:
     return {"head": create(jax.random.fold_in(jax.random.key(seed), stream))}
 
 
+def with_adapters(model: Model, layout: Layout, base: Params, seed: int, stream: int) -> Params:
+    """Return the base's weights with the adapters that `new_weights` would create; as they are if there are none."""
+    if model.adapters is None:
+        return base
+
+    def adapters(tree: Any) -> Any:
+        return select(tree, is_adapter)
+
+    create = jax.jit(
+        lambda key: adapters(model.create(key)), out_shardings=adapters(layout.weights(model.names))
+    )
+    return join(base, create(jax.random.fold_in(jax.random.key(seed), stream)))
+
+
 def state_shardings(model: Model, layout: Layout, optimizer: optax.GradientTransformation) -> TrainState:
     """Return the sharding of every leaf of a TrainState: moments lie where their weights lie."""
     weights = layout.weights(model.names)
     moments = optax.tree_map_params(
         optimizer,
         lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, model.shapes),
-        weights,
+        jax.eval_shape(optimizer.init, model.trained(model.shapes)),
+        model.trained(weights),
         transform_non_params=lambda _: layout.replicated,
     )
     return TrainState(weights, moments, layout.replicated, layout.replicated)
@@ -69,7 +84,7 @@ def new_state(
     shardings = state_shardings(model, layout, optimizer)
     init = jax.jit(optimizer.init, out_shardings=shardings.optimizer_state)
     zero = jax.jit(lambda: jnp.zeros((), jnp.int32), out_shardings=layout.replicated)
-    return TrainState(params, init(params), zero(), zero())
+    return TrainState(params, init(model.trained(params)), zero(), zero())
 
 
 def _abstract(shapes: Any, shardings: Any) -> Any:
@@ -85,18 +100,39 @@ def _beside_weights(state: TrainState) -> dict[str, Any]:
 
 
 def save_state(directory: Path, model: Model, state: TrainState) -> None:
-    """Write the whole state below `directory`; its `weights` folder is one that `restore_weights` reads."""
-    save_weights(directory / "weights", model, state.params)
+    """Write the whole state below `directory`; its `weights` folder is one that `restore_weights` reads.
+
+    Of a model with adapters it is written what is trained, into `adapters` instead: the rest is where it came from.
+    """
+    if model.adapters is None:
+        save_weights(directory / "weights", model, state.params)
+    else:
+        for part, tree in model.trained(state.params).items():
+            save_arrays(directory / "adapters" / part, tree)
     save_arrays(directory / "optimizer", _beside_weights(state))
 
 
 def restore_state(
-    directory: Path, model: Model, layout: Layout, optimizer: optax.GradientTransformation
+    directory: Path,
+    model: Model,
+    layout: Layout,
+    optimizer: optax.GradientTransformation,
+    frozen: Params,
 ) -> TrainState:
-    """Read a state onto this mesh, whatever mesh it was saved from; UserError if it is another model's."""
-    params = restore_weights(directory / "weights", model, layout, tuple(model.shapes))
+    """Read a state onto this mesh, whatever mesh it was saved from; UserError if it is another model's.
+
+    `frozen` are the weights that stay as they are, which no state holds; empty where all are trained.
+    """
+    if model.adapters is None:
+        params = restore_weights(directory / "weights", model, layout, tuple(model.shapes))
+    else:
+        wanted = model.trained(_abstract(model.shapes, layout.weights(model.names)))
+        parts = {part: restore_arrays(directory / "adapters" / part, tree) for part, tree in wanted.items()}
+        params = join(frozen, parts)
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    shapes = TrainState(model.shapes, jax.eval_shape(optimizer.init, model.shapes), count, count)
+    shapes = TrainState(
+        model.shapes, jax.eval_shape(optimizer.init, model.trained(model.shapes)), count, count
+    )
     abstract = _abstract(shapes, state_shardings(model, layout, optimizer))
     return TrainState(params, **restore_arrays(directory / "optimizer", _beside_weights(abstract)))
 
@@ -116,7 +152,8 @@ def save_weights(directory: Path, model: Model, params: Params) -> None:
 def restore_weights(directory: Path, model: Model, layout: Layout, parts: Collection[str]) -> Params:
     """Read these top-level parts (`backbone`, `head`) of saved weights onto this mesh.
 
-    The directory is one of ours or a Hugging Face checkpoint. Raises UserError if they are another model's.
+    The directory is one of ours or a Hugging Face checkpoint; what it holds is cast to the model's dtypes. Raises
+    UserError if they are another model's.
     """
     shardings = layout.weights(model.names)
     if is_checkpoint(directory):
@@ -124,4 +161,7 @@ def restore_weights(directory: Path, model: Model, layout: Layout, parts: Collec
         _log.info("%s: %s", directory, report)
         return params
     abstract = _abstract(model.shapes, shardings)
-    return {part: restore_arrays(directory / part, abstract[part]) for part in parts if part in abstract}
+    stored = jax.tree.map(lambda leaf: leaf.update(dtype=jnp.float32), abstract)
+    params = {part: restore_arrays(directory / part, stored[part]) for part in parts if part in stored}
+    wanted = {part: abstract[part] for part in params}
+    return jax.tree.map(lambda leaf, asked: leaf.astype(asked.dtype), params, wanted)

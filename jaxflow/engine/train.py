@@ -24,6 +24,7 @@ from jaxflow.engine.rows import Rows
 from jaxflow.engine.score import token_log_probs, token_values
 from jaxflow.engine.sharding import Layout
 from jaxflow.engine.state import TrainState, state_shardings
+from jaxflow.models.adapters import join
 from jaxflow.models.transformer import LanguageModel, Model, Params
 from jaxflow.types import Counts, TokenLogProbs
 
@@ -83,10 +84,10 @@ class Trainer:
         self._tokens_per_device = tokens_per_device
         self._rows = Rows(layout.mesh, layout.axes["batch"])
         self._learning_rates = optimizer.learning_rates()
-        weights = layout.weights(model.names)
+        weights = model.trained(layout.weights(model.names))
         shardings = state_shardings(model, layout, self.transformation)
         self._zeros = jax.jit(
-            lambda: jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), model.shapes),
+            lambda: jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), model.trained(model.shapes)),
             out_shardings=weights,
         )
         self._accumulate = jax.jit(
@@ -111,7 +112,10 @@ class Trainer:
     def _accumulate_traced(
         self, params: Params, gradients: Params, batch: TrainingBatch, counts: Counts, loss: Loss
     ):
-        (_, parts), new = jax.value_and_grad(self._loss_of, has_aux=True)(params, batch, counts, loss)
+        def loss_of(trained: Params):
+            return self._loss_of(join(trained, self.model.frozen(params)), batch, counts, loss)
+
+        (_, parts), new = jax.value_and_grad(loss_of, has_aux=True)(self.model.trained(params))
         return jax.tree.map(jnp.add, gradients, new), parts
 
     def _apply_traced(self, state: TrainState, gradients: Params):
@@ -119,15 +123,17 @@ class Trainer:
         finite = jnp.isfinite(norm)
 
         def move(operand):
-            params, moments = operand
-            updates, moments = self.transformation.update(gradients, moments, params)
-            return optax.apply_updates(params, updates), moments
+            trained, moments = operand
+            updates, moments = self.transformation.update(gradients, moments, trained)
+            return optax.apply_updates(trained, updates), moments
 
-        params, moments = jax.lax.cond(finite, move, lambda same: same, (state.params, state.optimizer_state))
+        before = (self.model.trained(state.params), state.optimizer_state)
+        trained, moments = jax.lax.cond(finite, move, lambda same: same, before)
         skipped = jnp.where(finite, 0, state.skipped + 1)
         # Adam and the schedule count alike: applied updates, not skipped ones.
         done = optax.tree_utils.tree_get_all_with_path(state.optimizer_state, "count")[0][1]
         report = {"grad_norm": norm, "lr": self._learning_rates(done), "skipped": skipped}
+        params = join(trained, self.model.frozen(state.params))
         return TrainState(params, moments, state.updates + 1, skipped), report
 
     def update(self, state: TrainState, batch: TrainingBatch) -> tuple[TrainState, dict[str, np.ndarray]]:

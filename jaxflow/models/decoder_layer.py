@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from jaxflow.models.adapters import ATTENTION_TARGETS, MLP_TARGETS, Adapter, Adapters, adapters_beside
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.experts import ExpertWeights, Routing
 from jaxflow.models.layers import AttentionRule, RMSNorm, Surroundings, named_weight, project, random_weight
@@ -31,6 +32,12 @@ class Place:
     local: bool | Bool[Array, ""]  # whether it sees its sliding window only
 
 
+def _projected(x: Float[Array, "*B D"], weight: Float[Array, "D *F"], adapter: Adapter | None):
+    """Return the product with a weight and what its adapter adds."""
+    product = project(x, weight)
+    return product if adapter is None else product + adapter(x)
+
+
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions (arXiv 2305.13245).
 
@@ -38,7 +45,7 @@ class Attention(nnx.Module):
     that weights of zeros get gradients of zeros and stay so.
     """
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, adapters: Adapters | None = None):
         d, n, k, h = config.width, config.padded_heads, config.kv_heads, config.head_width
         scale = d**-0.5
         self.query = random_weight(rngs, (d, n, h), ("embed", "heads", None), scale)
@@ -57,13 +64,19 @@ class Attention(nnx.Module):
         if config.query_key_norm:
             self.query_norm = RMSNorm(h, config.norm_epsilon, config.norm_offset)
             self.key_norm = RMSNorm(h, config.norm_epsilon, config.norm_offset)
+        beside = adapters_beside({name: vars(self)[name] for name in ATTENTION_TARGETS}, adapters, rngs)
+        self.query_adapter, self.key_adapter, self.value_adapter, self.output_adapter = beside
         self.config = config
 
     def _heads(self, x: Float[Array, "B T D"], around: Surroundings):
         """Return queries, keys and values before they are turned."""
-        weights = (self.query, self.key, self.value)
+        weights = (
+            (self.query, self.query_adapter),
+            (self.key, self.key_adapter),
+            (self.value, self.value_adapter),
+        )
         names = ("heads", "kv_heads", "kv_heads")
-        heads = [project(x, weight.get_value()) for weight in weights]
+        heads = [_projected(x, weight.get_value(), adapter) for weight, adapter in weights]
         if self.config.attention_bias:
             biases = (self.query_bias, self.key_bias, self.value_bias)
             heads = [one + bias.get_value().astype(x.dtype) for one, bias in zip(heads, biases, strict=True)]
@@ -87,7 +100,8 @@ class Attention(nnx.Module):
             mixed = mixed * _real_heads(config)[:, None].astype(mixed.dtype)
         n, h, d = self.output.shape
         output = self.output.get_value().reshape(n * h, d)
-        return project(mixed.reshape(*mixed.shape[:-2], n * h), output), carry
+        mixed = mixed.reshape(*mixed.shape[:-2], n * h)
+        return _projected(mixed, output, self.output_adapter), carry
 
 
 def _real_heads(config: DecoderConfig) -> Float[Array, "N'"]:
@@ -100,17 +114,20 @@ def _real_heads(config: DecoderConfig) -> Float[Array, "N'"]:
 class GatedMLP(nnx.Module):
     """down(activation(gate(x)) · up(x)) (arXiv 2002.05202)."""
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, adapters: Adapters | None):
         d, f = config.width, config.mlp_width
         self.gate = random_weight(rngs, (d, f), ("embed", "mlp"), d**-0.5)
         self.up = random_weight(rngs, (d, f), ("embed", "mlp"), d**-0.5)
         self.down = random_weight(rngs, (f, d), ("mlp", "embed"), (f * 2 * config.layers) ** -0.5)
+        beside = adapters_beside({name: vars(self)[name] for name in MLP_TARGETS}, adapters, rngs)
+        self.gate_adapter, self.up_adapter, self.down_adapter = beside
         self.activation = config.activation
 
     def __call__(self, x: Float[Array, "B T D"], around: Surroundings) -> Float[Array, "B T D"]:
-        gate = around.constrain(project(x, self.gate.get_value()), ("batch", None, "mlp"))
-        up = around.constrain(project(x, self.up.get_value()), ("batch", None, "mlp"))
-        return project(ACTIVATIONS[self.activation](gate) * up, self.down.get_value())
+        gate = _projected(x, self.gate.get_value(), self.gate_adapter)
+        up = _projected(x, self.up.get_value(), self.up_adapter)
+        gate, up = (around.constrain(one, ("batch", None, "mlp")) for one in (gate, up))
+        return _projected(ACTIVATIONS[self.activation](gate) * up, self.down.get_value(), self.down_adapter)
 
 
 class MixtureOfExperts(nnx.Module):
@@ -135,14 +152,14 @@ class MixtureOfExperts(nnx.Module):
 class DecoderLayer(nnx.Module):
     """One decoder layer: a norm before attention and before the MLP, and behind them where the family has it."""
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, adapters: Adapters | None):
         def norm() -> RMSNorm:
             return RMSNorm(config.width, config.norm_epsilon, config.norm_offset)
 
         self.attention_norm = norm()
-        self.attention = Attention(config, rngs)
+        self.attention = Attention(config, rngs, adapters)
         self.mlp_norm = norm()
-        self.mlp = MixtureOfExperts(config, rngs) if config.experts > 0 else GatedMLP(config, rngs)
+        self.mlp = MixtureOfExperts(config, rngs) if config.experts > 0 else GatedMLP(config, rngs, adapters)
         if config.post_norms:
             self.attention_post_norm, self.mlp_post_norm = norm(), norm()
         self.post_norms = config.post_norms

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxflow.models.adapters import Adapters, is_adapter, join, select
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.decoder_layer import DecoderLayer, Place
 from jaxflow.models.heads import ScalarHead, TokenHead
@@ -61,11 +62,11 @@ class _Places:
 class Backbone(nnx.Module):
     """Embedding, stacked blocks, final norm: tokens to hidden states."""
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, adapters: Adapters | None):
         @nnx.split_rngs(splits=config.layers)
         @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: "layers"})
         def stacked(layer_rngs: nnx.Rngs) -> DecoderLayer:
-            return DecoderLayer(config, layer_rngs)
+            return DecoderLayer(config, layer_rngs, adapters)
 
         shape = (config.padded_vocabulary_size, config.width)
         table = 0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)
@@ -129,8 +130,8 @@ class Backbone(nnx.Module):
 class LanguageModel(nnx.Module):
     """A decoder that gives each position a distribution over the next token."""
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.backbone = Backbone(config, rngs)
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, adapters: Adapters | None):
+        self.backbone = Backbone(config, rngs, adapters)
         self.head = TokenHead(config, rngs)
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
@@ -141,8 +142,8 @@ class LanguageModel(nnx.Module):
 class ScalarModel(nnx.Module):
     """A decoder that gives each position one number: a value or a reward."""
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.backbone = Backbone(config, rngs)
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, adapters: Adapters | None):
+        self.backbone = Backbone(config, rngs, adapters)
         self.head = ScalarHead(config)
 
     def scalars(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B"]:
@@ -159,10 +160,30 @@ class Model:
     definition: nnx.GraphDef
     shapes: Params  # jax.ShapeDtypeStruct per weight
     names: Mapping[str, Any]  # tuple of logical axis names per weight, same tree
+    adapters: Adapters | None  # None: all weights are trained
 
     def create(self, key: Array) -> Params:
-        """Return fresh float32 weights; call under `jit` with `out_shardings` so that they are born sharded."""
-        return nnx.to_pure_dict(nnx.state(self.kind(self.config, nnx.Rngs(params=key))))
+        """Return fresh weights; call under `jit` with `out_shardings` so that they are born sharded."""
+        drawn = nnx.to_pure_dict(nnx.state(self.kind(self.config, nnx.Rngs(params=key), self.adapters)))
+        return jax.tree.map(lambda weight, shape: weight.astype(shape.dtype), drawn, self.shapes)
+
+    @property
+    def base(self) -> Model:
+        """Return the model without adapters, its weights in the dtypes that they are kept in here."""
+        shapes = select(self.shapes, lambda path: not is_adapter(path))
+        return dataclasses.replace(describe(self.config, self.kind), shapes=shapes)
+
+    def trained(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what of a tree like the weights' is of trained ones: all, or adapters and a head of one number."""
+        return select(tree, self._is_trained)
+
+    def frozen(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what of a tree like the weights' is of those that stay as they are."""
+        return select(tree, lambda path: not self._is_trained(path))
+
+    def _is_trained(self, path: tuple[str, ...]) -> bool:
+        own_head = self.kind is ScalarModel and path[0] == "head"
+        return self.adapters is None or own_head or is_adapter(path)
 
     def bind(self, params: Params) -> LanguageModel | ScalarModel:
         """Return the module over these weights, inside a traced function."""
@@ -170,10 +191,18 @@ class Model:
 
 
 @functools.cache
-def describe(config: DecoderConfig, kind: type[LanguageModel] | type[ScalarModel]) -> Model:
+def describe(
+    config: DecoderConfig,
+    kind: type[LanguageModel] | type[ScalarModel],
+    adapters: Adapters | None = None,
+) -> Model:
     """Describe a model from its numbers alone; nothing is allocated."""
-    definition, state = nnx.split(nnx.eval_shape(lambda: kind(config, nnx.Rngs(params=0))))
+    definition, state = nnx.split(nnx.eval_shape(lambda: kind(config, nnx.Rngs(params=0), adapters)))
     shapes = nnx.to_pure_dict(state)
     flat = {path: tuple(v.get_metadata()["out_sharding"]) for path, v in nnx.to_flat_state(state)}
     names = jax.tree_util.tree_map_with_path(lambda path, _: flat[tuple(k.key for k in path)], shapes)
-    return Model(config, kind, definition, shapes, names)
+    model = Model(config, kind, definition, shapes, names, adapters)
+    if adapters is None:
+        return model
+    narrow = jax.tree.map(lambda shape: shape.update(dtype=adapters.base_dtype), model.frozen(shapes))
+    return dataclasses.replace(model, shapes=join(model.trained(shapes), narrow))

@@ -15,14 +15,16 @@ from jaxflow.batch_algebra import Derived
 from jaxflow.config import Config
 from jaxflow.data.source import load_tokenizer
 from jaxflow.engine.generate import Generator
+from jaxflow.engine.merging import merging
 from jaxflow.engine.rows import Rows
 from jaxflow.engine.sampling import Sampling
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import generation_layout, training_layout
 from jaxflow.engine.state import restore_weights
 from jaxflow.engine.train import Auxiliary, Trainer
-from jaxflow.engine.transition import transition
+from jaxflow.engine.transition import TransitionReport, transition
 from jaxflow.models.transformer import LanguageModel, Params, ScalarModel, describe
+from jaxflow.placement import role_adapters
 from jaxflow.types import (
     Demonstrations,
     Experience,
@@ -75,10 +77,11 @@ class Actor(_Saved):
     def __init__(self, config: Config, derived: Derived, place: Place):
         rollout = config.rollout
         self._config, self._place = config, place
-        model = describe(derived.actor_model, LanguageModel)
+        model = describe(derived.actor_model, LanguageModel, role_adapters(config, "actor"))
         training = training_layout(place.mesh, model.config)
         self._generation = generation_layout(place.mesh, model.config)
-        self._generation_shardings = self._generation.weights(model.names)
+        self._generation_shardings = self._generation.weights(model.base.names)
+        self._merge = merging(model, training, rollout.dtype) if model.adapters is not None else None
         loss = policy_loss(config)
         self._pretraining_loss = PretrainingLoss(config.algorithm.ptx_coefficient)
         temperature = _log_prob_temperature(config)
@@ -96,7 +99,7 @@ class Actor(_Saved):
             _ACTOR_WEIGHTS,
         )
         self._scorer = Scorer(model, training, rollout.score_microbatch_tokens_per_device, temperature)
-        self._generator = Generator(model, self._generation, rollout.dtype, rollout.sequences_per_device)
+        self._generator = Generator(model.base, self._generation, rollout.dtype, rollout.sequences_per_device)
         self._rows = Rows(place.mesh, training.axes["batch"])
         self._rollout_weights: Params | None = None
         self._transition_metrics: dict[str, float] = {}
@@ -118,9 +121,7 @@ class Actor(_Saved):
     def _generate(self, prompts: Prompts, temperature: float, purpose: int) -> Rollout:
         if self._rollout_weights is None:
             with self._place.span("transition") as span:
-                self._rollout_weights, report = transition(
-                    self._trained.params, self._generation_shardings, self._config.rollout.dtype
-                )
+                self._rollout_weights, report = self._moved()
                 span.bytes = report.most_received_bytes
             self._transition_metrics = {
                 "transition/seconds": report.seconds,
@@ -129,6 +130,13 @@ class Actor(_Saved):
         seed = self._config.run.seed
         sampling, updates = self._sampling(temperature), self._trained.updates
         return self._generator(self._rollout_weights, prompts, sampling, seed, prompts.step, purpose, updates)
+
+    def _moved(self) -> tuple[Params, TransitionReport]:
+        """Move the weights to the generation layout; adapters are merged first, and that copy is released."""
+        dtype, params = self._config.rollout.dtype, self._trained.params
+        if self._merge is None:
+            return transition(params, self._generation_shardings, dtype)
+        return transition(self._merge(params), self._generation_shardings, dtype, release=True)
 
     @exposed("gen", THREE_D_ALL_MICRO_DP, by_parts=True)
     def generate(self, prompts: Prompts) -> Rollout:
@@ -217,7 +225,7 @@ class Critic(_Saved):
     def __init__(self, config: Config, derived: Derived, place: Place):
         algorithm = config.algorithm
         self._config = config
-        model = describe(derived.critic_model, ScalarModel)
+        model = describe(derived.critic_model, ScalarModel, role_adapters(config, "critic"))
         layout = training_layout(place.mesh, model.config)
         loss = ValueLoss(
             value_clip=algorithm.value_clip,

@@ -6,7 +6,10 @@ Knows no algorithm: the loss is given. Knows no transport.
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+
+import jax
 
 from jaxflow.config import Config, OptimizerConfig
 from jaxflow.engine.optimizer import Optimizer
@@ -20,10 +23,13 @@ from jaxflow.engine.state import (
     restore_weights,
     save_state,
     save_weights,
+    with_adapters,
 )
 from jaxflow.engine.train import Auxiliary, Loss, Trainer, TrainingBatch
 from jaxflow.models.transformer import Model, Params
 from jaxflow.types import UserError
+
+_BASE_FILE = "base.json"
 
 
 def optimizer_of(config: OptimizerConfig, total_updates: int) -> Optimizer:
@@ -43,6 +49,25 @@ def taught(
     return TrainedModel(trainer, settings.max_skipped_updates, config.run.seed, stream)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Base:
+    """Where the weights beside adapters come from: a checkpoint holds what is trained, and this."""
+
+    directory: str  # of saved weights; empty: random ones, of the run's seed
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> _Base:
+        file = checkpoint / _BASE_FILE
+        if not file.is_file():
+            raise UserError(
+                f"{file}: is not there; {checkpoint} was saved without adapters: set lora.rank to 0"
+            )
+        return cls(**json.loads(file.read_text(encoding="utf-8")))
+
+    def write(self, checkpoint: Path) -> None:
+        (checkpoint / _BASE_FILE).write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+
+
 class TrainedModel:
     """A model with its training state on one layout."""
 
@@ -52,10 +77,11 @@ class TrainedModel:
         self._model, self._layout = trainer.model, trainer.layout
         self._max_skipped_updates = max_skipped_updates
         self._state: TrainState | None = None
+        self._base = _Base("")
 
     @property
     def params(self) -> Params:
-        """Return the float32 masters."""
+        """Return the float32 masters, beside adapters with the weights that stay as they are."""
         return self._existing_state().params
 
     @property
@@ -68,21 +94,28 @@ class TrainedModel:
             raise RuntimeError("the model has no weights yet: create, load or restore them first")
         return self._state
 
-    def _begin(self, params: Params) -> None:
+    def _begin(self, params: Params, directory: str) -> None:
+        self._base = _Base(directory)
         self._state = new_state(self._model, self._layout, self._trainer.transformation, params)
+
+    def _with_adapters(self, params: Params) -> Params:
+        return with_adapters(self._model, self._layout, params, self._seed, self._stream)
 
     def create(self) -> None:
         """Start from random weights."""
-        self._begin(new_weights(self._model, self._layout, self._seed, self._stream))
+        self._begin(new_weights(self._model, self._layout, self._seed, self._stream), "")
 
     def load(self, directory: Path) -> None:
         """Start from saved weights."""
-        self._begin(restore_weights(directory, self._model, self._layout, tuple(self._model.shapes)))
+        parts = tuple(self._model.shapes)
+        params = restore_weights(directory, self._model.base, self._layout, parts)
+        self._begin(self._with_adapters(params), str(directory))
 
     def load_backbone(self, directory: Path) -> None:
         """Start from the saved weights of another role under a head of its own."""
-        backbone = restore_weights(directory, self._model, self._layout, ("backbone",))
-        self._begin({**backbone, **new_head(self._model, self._layout, self._seed, self._stream)})
+        backbone = restore_weights(directory, self._model.base, self._layout, ("backbone",))
+        head = new_head(self._model, self._layout, self._seed, self._stream)
+        self._begin(self._with_adapters({**backbone, **head}), str(directory))
 
     def update(
         self,
@@ -111,10 +144,23 @@ class TrainedModel:
     def save(self, directory: Path) -> None:
         """Write all state that the next update depends on."""
         save_state(directory, self._model, self._existing_state())
+        if self._model.adapters is not None and jax.process_index() == 0:
+            self._base.write(directory)
 
     def restore(self, directory: Path) -> None:
         """Continue from a saved state."""
-        self._state = restore_state(directory, self._model, self._layout, self._trainer.transformation)
+        frozen = {}
+        if self._model.adapters is not None:
+            self._base = _Base.read(directory)
+            frozen = self._model.frozen(self._restored_base())
+        transformation = self._trainer.transformation
+        self._state = restore_state(directory, self._model, self._layout, transformation, frozen)
+
+    def _restored_base(self) -> Params:
+        if not self._base.directory:
+            return new_weights(self._model, self._layout, self._seed, self._stream)
+        parts = tuple(self._model.frozen(self._model.shapes))
+        return restore_weights(Path(self._base.directory), self._model.base, self._layout, parts)
 
     def save_weights(self, directory: Path) -> None:
         """Write the weights alone."""

@@ -24,3 +24,29 @@ from good_config import config, problems
 def test_a_difference_that_cannot_be_is_refused(changes, expected):
     found = problems(config(**{f"actor__model__{key}": value for key, value in changes.items()}))
     assert [problem for problem in found if expected in problem], found
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"actor__lora__rank": -1}, "actor.lora.rank = -1: must be at least 0"),
+        ({"critic__lora__alpha": 0.0}, "critic.lora.alpha = 0.0: must be above 0"),
+        (
+            {"actor__lora__base_dtype": "int8"},
+            "actor.lora.base_dtype = 'int8': it is one of: float32, bfloat16",
+        ),
+        (
+            {"actor__lora__rank": 2, "actor__lora__targets": ("queries",)},
+            "actor.lora.targets: 'queries' is no weight that can be adapted; did you mean 'query'?",
+        ),
+        ({"critic__lora__rank": 2, "critic__lora__targets": ()}, "critic.lora.targets is empty"),
+        (
+            {"actor__lora__rank": 2, "actor__model__experts": 4, "actor__model__experts_per_token": 2},
+            "actor.lora.targets: gate, up, down are a mixture's experts, which cannot be adapted",
+        ),
+        ({"actor__lora__rank": 500}, "actor.lora.rank = 500 is above the model's width = 128"),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused(changes, expected):
+    found = problems(config(**changes))
+    assert [problem for problem in found if expected in problem], found

@@ -62,7 +62,7 @@ def learnt_and_said(sizes):
     state = new_state(MODEL, layout, tiny.optimizer().transformation(), weights(layout))
     state, report = trainer.update(state, BATCH)
     layout = generation_layout(mesh)
-    rollout = Generator(MODEL, layout, "float32", 16)(weights(layout), PROMPTS, GREEDY, 0, 0, 0)
+    rollout = Generator(MODEL, layout, "float32", 16)(weights(layout), PROMPTS, GREEDY, 0, 0, 0, 0)
     # After one update without a clip the first moment is (1 − β₁) times the gradient.
     return jax.device_get((optax.tree.get(state.optimizer_state, "mu"), state.params, report)), rollout
 

@@ -94,7 +94,7 @@ def story(sizes, training_rows, generation_rows, save_to, restore_from):
     told |= whole(state, training, "state")
     save_state(pathlib.Path(save_to), policy, state)
     if restore_from is not None:
-        restored = restore_state(pathlib.Path(restore_from), policy, training, TRANSFORMATION)
+        restored = restore_state(pathlib.Path(restore_from), policy, training, TRANSFORMATION, {})
         told |= whole(restored, training, "restored")
     return told
 
@@ -132,7 +132,7 @@ def test_two_processes_do_what_one_does(sizes, tmp_path):
             np.testing.assert_allclose(told[f"state{name}"], leaf, atol=1e-5, err_msg=name)
             np.testing.assert_array_equal(told[f"restored{name}"], leaf, err_msg=name)
 
-    restored = restore_state(tmp_path / "two", tiny.LANGUAGE_MODEL, layout, TRANSFORMATION)
+    restored = restore_state(tmp_path / "two", tiny.LANGUAGE_MODEL, layout, TRANSFORMATION, {})
     for name, leaf in whole(restored, layout, "state").items():
         np.testing.assert_array_equal(leaf, both[0][name], err_msg=name)
         np.testing.assert_array_equal(both[1][name], both[0][name], err_msg=name)

@@ -98,7 +98,7 @@ def test_a_state_comes_back_bitwise_on_another_mesh(name, tmp_path):
     state = moved_state(layout_of("data2_fsdp2_tensor2"))
     save_state(tmp_path, tiny.LANGUAGE_MODEL, state)
     layout = layout_of(name)
-    restored = restore_state(tmp_path, tiny.LANGUAGE_MODEL, layout, TRANSFORMATION)
+    restored = restore_state(tmp_path, tiny.LANGUAGE_MODEL, layout, TRANSFORMATION, {})
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     tiny.assert_same_bits(restored, state)
     shardings = jax.tree.leaves(layout.weights(tiny.LANGUAGE_MODEL.names))
@@ -141,14 +141,14 @@ def test_another_model_s_state_is_refused(kind, changes, tmp_path):
     save_state(tmp_path, tiny.LANGUAGE_MODEL, moved_state(layout))
     other = describe(dataclasses.replace(tiny.CONFIG, **changes), kind)
     with pytest.raises(UserError, match="another model"):
-        restore_state(tmp_path, other, layout, TRANSFORMATION)
+        restore_state(tmp_path, other, layout, TRANSFORMATION, {})
 
 
 def test_another_optimizer_s_state_is_refused(tmp_path):
     layout = training_layout(tiny.ONE_DEVICE)
     save_state(tmp_path, tiny.LANGUAGE_MODEL, moved_state(layout))
     with pytest.raises(UserError, match="differ"):
-        restore_state(tmp_path, tiny.LANGUAGE_MODEL, layout, optax.sgd(0.1, momentum=0.9))
+        restore_state(tmp_path, tiny.LANGUAGE_MODEL, layout, optax.sgd(0.1, momentum=0.9), {})
 
 
 def test_a_head_made_alone_is_the_head_made_with_the_rest():

@@ -84,7 +84,7 @@ def test_greedy_tokens_are_those_of_generate_and_their_log_probs_those_of_the_fu
     prompts = tiny.prompts(ROWS)
     tokens = np.where(np.arange(6) < PROMPT_LENGTHS[:, None], TOKENS[:, :6], 0)
     prompts = Prompts(tokens, PROMPT_LENGTHS, prompts.sequence_ids, prompts.groups, 0, prompts.rows)
-    rollout = Generator(ours(name), layout, "float32", ROWS)(our_weights(name), prompts, GREEDY, 0, 0, 0)
+    rollout = Generator(ours(name), layout, "float32", ROWS)(our_weights(name), prompts, GREEDY, 0, 0, 0, 0)
     for row, length in enumerate(PROMPT_LENGTHS):
         given = torch.tensor(TOKENS[row : row + 1, :length].astype(np.int64))
         expected = torch_model(name).generate(

@@ -49,7 +49,7 @@ def grpo(
       normalize_by_std: static under jit.
     """
     size, mean = _size_and_mean(scores, groups, present)
-    centred = jnp.where(size > 1, on_mask(scores - mean, present), 0.0)
+    centred = on_mask(scores - mean, _differ(scores, groups, present))
     if not normalize_by_std:
         return centred
     variance = _total(jnp.square(centred), groups, present) / jnp.maximum(size - 1, 1)
@@ -62,7 +62,7 @@ def rloo(scores: Float[Array, "B"], groups: Int[Array, "B"], present: Bool[Array
     Ahmadian et al., arXiv:2402.14740. Arguments as of `grpo`.
     """
     size, mean = _size_and_mean(scores, groups, present)
-    return on_mask((scores - mean) * size / jnp.maximum(size - 1, 1), present & (size > 1))
+    return on_mask((scores - mean) * size / jnp.maximum(size - 1, 1), _differ(scores, groups, present))
 
 
 def opo(
@@ -75,11 +75,10 @@ def opo(
     Args:
       lengths: response tokens.
     """
-    size, _ = _size_and_mean(scores, groups, present)
     tokens = lengths.astype(scores.dtype)
     weighed = _total(tokens * on_mask(scores, present), groups, present)
     baseline = weighed / jnp.maximum(_total(tokens, groups, present), 1.0)
-    return on_mask(scores - baseline, present & (size > 1))
+    return on_mask(scores - baseline, _differ(scores, groups, present))
 
 
 def gpg(scores: Float[Array, "B"], groups: Int[Array, "B"], present: Bool[Array, "B"]) -> Float[Array, "B"]:
@@ -88,8 +87,7 @@ def gpg(scores: Float[Array, "B"], groups: Int[Array, "B"], present: Bool[Array,
     α keeps the step's size where many groups teach nothing. Chu et al., arXiv:2504.02546. Arguments as of `grpo`.
     """
     centred = grpo(scores, groups, present, normalize_by_std=False)
-    spread = _total(jnp.abs(centred), groups, present)
-    informative = jnp.sum(present & (spread > 0))
+    informative = jnp.sum(_differ(scores, groups, present))
     return centred * jnp.sum(present) / jnp.maximum(informative, 1)
 
 
@@ -182,6 +180,19 @@ def per_token(of_rows: Float[Array, "B"], response_mask: Bool[Array, "B T"]) -> 
 def _total(x: Float[Array, "B"], groups: Int[Array, "B"], counted: Bool[Array, "B"]) -> Float[Array, "B"]:
     """Return the sum over each row's group of what is counted."""
     return jax.ops.segment_sum(on_mask(x, counted), groups, len(groups))[groups]
+
+
+def _differ(
+    scores: Float[Array, "B"], groups: Int[Array, "B"], present: Bool[Array, "B"]
+) -> Bool[Array, "B"]:
+    """Return which responses are in a group of unequal scores.
+
+    Asked of the scores themselves: equal ones may leave their mean by an ulp, which a deviation of 0 would blow up.
+    """
+    number = len(groups)
+    highest = jax.ops.segment_max(jnp.where(present, scores, -jnp.inf), groups, number)[groups]
+    lowest = jax.ops.segment_min(jnp.where(present, scores, jnp.inf), groups, number)[groups]
+    return present & (highest > lowest)
 
 
 def _size_and_mean(

@@ -59,7 +59,8 @@ def kl_estimate(
             # expm1 keeps the digits that exp(d) − 1 loses where the policies are close: nearly everywhere.
             return jnp.minimum(jnp.expm1(clamped) - clamped, 10.0)
         case "abs":
-            return jnp.abs(difference)
+            # jnp.abs has slope 1 at 0, where every token of a fresh policy is: it would be pushed one way.
+            return difference * jnp.sign(difference)
     raise types.UserError(
         f"KL estimator '{estimator}' is unknown: choose one of {', '.join(KL_LOSS_ESTIMATORS)}"
     )

@@ -54,7 +54,7 @@ class PolicyLoss:
         if batch.weights is not None:
             losses = losses * on_mask(batch.weights, mask)
         if batch.penalised is not None:
-            distance = on_mask(jnp.abs(log_probs - old_log_probs), mask & batch.penalised)
+            distance = on_mask(kl_estimate(log_probs, old_log_probs, "abs"), mask & batch.penalised)
             losses = losses + self.penalty_coefficient * distance
             parts["actor/penalised_fraction"] = _token_mean(batch.penalised, mask, counts)
         if self.negative_sequence_bound != 0.0:

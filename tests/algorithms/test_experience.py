@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import family_reference
 import jax
 import numpy as np
 import pytest
 import reference
 
 from jaxflow.algorithms.experience import CovarianceRule, ExperienceEstimator, OffPolicyRule
+from jaxflow.types import UserError
 
 ESTIMATOR = ExperienceEstimator(
     estimator="gae",
@@ -96,3 +98,84 @@ def test_rows_spread_over_eight_devices_give_the_experience_of_one(rollout, scor
     whole = jax.jit(ESTIMATOR)(*inputs, None, 0.2)
     assert len(spread.advantages.sharding.device_set) == 8
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), spread, whole)
+
+
+GROUPS = np.array([0, 1, 0, 1, 1, 0, 2, 1], np.int32)
+OF_GROUPS = {
+    "grpo": lambda s, g, m: family_reference.grpo(s, g, m, True),
+    "grpo_passk": lambda s, g, m: family_reference.grpo_passk(s, g, m, True),
+    "rloo": family_reference.rloo,
+    "opo": family_reference.opo,
+    "gpg": family_reference.gpg,
+}
+
+
+@pytest.mark.parametrize("estimator", OF_GROUPS)
+def test_group_estimators_judge_the_whole_reward_its_kl_included(estimator, rollout, scores, models, mask):
+    actor, ref, _ = models
+    kl = reference.per_token(lambda p, q: reference.kl_token(p, q, "k1"), mask, actor, ref)
+    totals = reference.shape_rewards(scores.scores, kl, mask, 0.2).sum(axis=1)
+    expected = family_reference.spread(OF_GROUPS[estimator](totals, GROUPS, mask), mask)
+    settings = dataclasses.replace(ESTIMATOR, estimator=estimator)
+    grouped = dataclasses.replace(rollout, groups=GROUPS)
+    experience = jax.jit(settings)(grouped, scores, actor, ref, None, None, 0.2)
+    np.testing.assert_allclose(experience.advantages, expected, rtol=1e-3, atol=1e-5)
+    assert not np.asarray(experience.values).any()
+
+
+def test_remax_is_over_the_greedy_score_and_refused_without(rollout, scores, models, draw, mask):
+    actor, ref, _ = models
+    settings, greedy = dataclasses.replace(ESTIMATOR, estimator="remax", discount=1.0), draw(len(mask))
+    kl = reference.per_token(lambda p, q: reference.kl_token(p, q, "k1"), mask, actor, ref)
+    rewards = reference.shape_rewards(scores.scores, kl, mask, 0.2)
+    expected = family_reference.returns_to_go(rewards, mask, 1.0) - np.where(mask, greedy[:, None], 0)
+    experience = settings(rollout, scores, actor, ref, None, greedy, 0.2)
+    np.testing.assert_allclose(experience.advantages, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="greedy"):
+        settings(rollout, scores, actor, ref, None, None, 0.2)
+
+
+def test_gdpo_reads_the_components_and_is_refused_without(rollout, scores, models, draw, mask):
+    components = draw(len(mask), 2)
+    settings = dataclasses.replace(ESTIMATOR, estimator="gdpo", component_weights=(1.0, 0.5))
+    grouped = dataclasses.replace(rollout, groups=GROUPS)
+    told = dataclasses.replace(scores, components=components)
+    experience = settings(grouped, told, models[0], None, None, None, 0.2)
+    expected = family_reference.gdpo(components, (1.0, 0.5), GROUPS, mask, True)
+    np.testing.assert_allclose(experience.advantages, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="components"):
+        settings(grouped, scores, models[0], None, None, None, 0.2)
+
+
+def test_without_a_reference_the_policy_is_at_distance_zero(rollout, scores, models, mask):
+    for kl in ("k1", "k3"):
+        settings = dataclasses.replace(ESTIMATOR, kl_reward_estimator=kl)
+        alone = settings(rollout, scores, models[0], None, models[2], None, 5.0)
+        beside_itself = settings(rollout, scores, models[0], models[0], models[2], None, 5.0)
+        jax.tree.map(np.testing.assert_array_equal, alone, beside_itself)
+
+
+def test_weights_are_importance_times_score_and_rejected_or_drawn_tokens_have_none(
+    rollout, scores, models, mask
+):
+    rule = OffPolicyRule("token", "truncate", 0.5, 2.0, "sequence", 0.2, 5.0)
+    settings = dataclasses.replace(ESTIMATOR, off_policy=rule, reweighting="pow")
+    experience = jax.jit(settings)(rollout, scores, *models, None, 0.2)
+    difference = np.where(mask, models[0] - rollout.rollout_log_probs, 0)
+    sums = np.exp(difference.sum(axis=1, keepdims=True))
+    squares = np.where(mask.any(axis=1), scores.scores.astype(np.float64) ** 2, 0)
+    of_rows = squares / squares.sum() * mask.any(axis=1).sum()
+    expected = np.minimum(np.exp(difference), 2.0) * ((sums >= 0.2) & (sums <= 5.0)) * of_rows[:, None]
+    np.testing.assert_allclose(experience.weights, np.where(mask, expected, 0), rtol=1e-4, atol=1e-6)
+    assert ESTIMATOR(rollout, scores, *models, None, 0.2).weights is None
+
+    drop = CovarianceRule("drop", 0.2, -10.0, 10.0, seed=0)
+    weights = dataclasses.replace(ESTIMATOR, covariance=drop)(rollout, scores, *models, None, 0.2).weights
+    dropped = mask & (np.asarray(weights) == 0)
+    assert dropped.sum() == int(0.2 * mask.sum())
+    np.testing.assert_array_equal(np.asarray(weights)[mask & ~dropped], 1.0)
+    penalise = dataclasses.replace(drop, effect="penalise")
+    penalised = dataclasses.replace(ESTIMATOR, covariance=penalise)(
+        rollout, scores, *models, None, 0.2
+    ).penalised
+    assert np.sum(penalised) == int(0.2 * mask.sum())

@@ -10,7 +10,7 @@ from tiny import counts_of, policy_loss
 
 from jaxflow import types
 from jaxflow.algorithms.aggregate import AGGREGATIONS
-from jaxflow.algorithms.losses import SupervisedLoss, ValueLoss
+from jaxflow.algorithms.losses import PretrainingLoss, SupervisedLoss, ValueLoss
 
 CLIP = (0.2, 0.28, 3.0)
 POLICY = policy_loss(*CLIP, length_constant=5.0)
@@ -205,3 +205,49 @@ def test_extreme_ratios_leave_loss_and_gradient_finite(output, experience, mask)
     (loss, _), gradient = jax.value_and_grad(POLICY, has_aux=True)(far, experience, counts_of(mask))
     assert np.isfinite(loss)
     assert np.all(np.isfinite(gradient.log_probs))
+
+
+def test_weights_scale_the_objective_alone_and_leave_the_counts(output, experience, draw, mask):
+    weights = np.where(mask, np.abs(draw(*mask.shape)), np.nan).astype(np.float32)
+    weighed = dataclasses.replace(experience, weights=weights)
+    settings = dataclasses.replace(POLICY, entropy_coefficient=0.0, kl_coefficient=0.0)
+    loss, _ = settings(output, weighed, counts_of(mask))
+    losses = reference.per_token(
+        lambda p, q, a: reference.policy_token(p, q, a, *CLIP)[0],
+        mask,
+        output.log_probs,
+        experience.actor_log_probs,
+        experience.advantages,
+    )
+    np.testing.assert_allclose(loss, np.sum(losses[mask] * weights[mask]) / mask.sum(), rtol=1e-5)
+    ones = dataclasses.replace(experience, weights=np.where(mask, 1, np.nan).astype(np.float32))
+    plain, same = (POLICY(output, batch, counts_of(mask))[0] for batch in (experience, ones))
+    np.testing.assert_allclose(plain, same, rtol=1e-6)
+
+
+def test_penalised_tokens_pay_their_distance_from_the_old_policy(output, experience, mask):
+    chosen = mask & (np.arange(mask.size).reshape(mask.shape) % 3 == 0)
+    batch, counts = dataclasses.replace(experience, penalised=chosen), counts_of(mask)
+    settings = dataclasses.replace(POLICY, penalty_coefficient=0.7)
+    loss, parts = settings(output, batch, counts)
+    distance = np.abs(output.log_probs - experience.actor_log_probs)[chosen].sum() / mask.sum()
+    np.testing.assert_allclose(loss - POLICY(output, experience, counts)[0], 0.7 * distance, rtol=1e-4)
+    np.testing.assert_allclose(parts["actor/penalised_fraction"], chosen.sum() / mask.sum(), rtol=1e-6)
+
+
+def test_dropped_sequences_have_no_objective_and_still_their_kl(output, experience, mask):
+    far = dataclasses.replace(experience, advantages=-np.abs(experience.advantages) - 0.1)
+    away = dataclasses.replace(output, log_probs=experience.actor_log_probs - 1.0)
+    settings = dataclasses.replace(POLICY, negative_sequence_bound=0.5)
+    gradient, parts = jax.grad(settings, has_aux=True)(away, far, counts_of(mask))
+    assert parts["actor/dropped_sequences"] == 1 and parts["actor/pg_loss"] == 0
+    pull = dataclasses.replace(settings, kl_coefficient=0.0)
+    nothing = jax.grad(pull, has_aux=True)(away, far, counts_of(mask))[0]
+    assert np.asarray(gradient.log_probs).any() and not np.asarray(nothing.log_probs).any()
+
+
+def test_pretraining_loss_is_the_weighed_cross_entropy(output, mask):
+    batch = types.Demonstrations(np.zeros(mask.shape, np.int32), np.full(len(mask), 7, np.int32), mask)
+    loss, parts = PretrainingLoss(27.8)(output, batch, counts_of(mask))
+    expected = -reference.mean(reference.chosen(output.log_probs, mask))
+    np.testing.assert_allclose([loss, parts["actor/ptx_loss"]], [27.8 * expected, expected], rtol=1e-5)

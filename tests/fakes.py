@@ -49,14 +49,34 @@ class FakeRole:
     def score(self, rollout, prompts):
         return self._call("score", rollout, prompts)
 
-    def experience(self, rollout, scores, actor_log_probs, reference_log_probs, values):
-        return self._call("experience", rollout, scores, actor_log_probs, reference_log_probs, values)
+    def generate_greedy(self, prompts):
+        return self._call("generate_greedy", prompts)
+
+    def batch(self, prompts):
+        return self._call("batch", prompts)
+
+    def experience(self, rollout, scores, actor_log_probs, reference_log_probs, *values):
+        return self._call("experience", rollout, scores, actor_log_probs, reference_log_probs, *values)
+
+    def experience_over_greedy(self, rollout, scores, greedy_scores, actor_log_probs, reference_log_probs):
+        given = (rollout, scores, greedy_scores, actor_log_probs, reference_log_probs)
+        return self._call("experience_over_greedy", *given)
+
+    def cost_experience(self, rollout, costs, actor_log_probs, reference_log_probs, cost_values):
+        given = (rollout, costs, actor_log_probs, reference_log_probs, cost_values)
+        return self._call("cost_experience", *given)
+
+    def constrained(self, experience, cost_experience, costs):
+        return self._call("constrained", experience, cost_experience, costs)
+
+    def follow_costs(self, costs):
+        return self._call("follow_costs", costs)
 
     def statistics(self, rollout, scores, experience):
         return self._call("statistics", rollout, scores, experience)
 
-    def update(self, experience):
-        return self._call("update", experience)
+    def update(self, experience, *pretraining):
+        return self._call("update", experience, *pretraining)
 
     def imitate(self, demonstrations):
         return self._call("imitate", demonstrations)

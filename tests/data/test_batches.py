@@ -43,6 +43,22 @@ def test_every_epoch_is_a_permutation_and_no_two_are_alike():
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
+def test_further_prompts_are_of_their_step_and_round_alone_and_have_ids_of_their_own():
+    batches = make_batches(make_rows(10), samples_per_prompt=2)
+    at = {(s, r): batches.further(s, r, refills_per_step=3) for s in range(3) for r in range(3)}
+    fresh = make_batches(make_rows(10), samples_per_prompt=2)
+    for (step, refill), expected in reversed(at.items()):
+        got = fresh.further(step, refill, refills_per_step=3)
+        assert got.rows == expected.rows and got.step == step
+        ids = np.concatenate([batches.at(step).sequence_ids, *(at[step, r].sequence_ids for r in range(3))])
+        assert len(set(ids.tolist())) == len(ids) == 4 * 8
+    assert len({tuple(row.prompt for row in prompts.rows) for prompts in at.values()}) == len(at)
+    # Drawing them moves no step's own prompts.
+    assert prompts_in_order(batches, 3) == prompts_in_order(
+        make_batches(make_rows(10), samples_per_prompt=2), 3
+    )
+
+
 def test_seeds_give_different_orders_and_one_seed_the_same():
     rows = make_rows(12)
     assert prompts_in_order(make_batches(rows, seed=1), 3) == prompts_in_order(make_batches(rows, seed=1), 3)

@@ -53,6 +53,12 @@ def test_a_cast_that_cannot_play_is_refused(cast, roles, complaint):
         Dataflow(lambda roles, prompts: [], cast, roles)
 
 
+@pytest.mark.parametrize("optional", ["reward", "critic"])
+def test_a_role_that_cannot_be_absent_is_not_optional(optional):
+    with pytest.raises(ValueError, match="cannot be optional"):
+        Dataflow(lambda roles, prompts: [], ("actor", "reward", "reference"), optional=(optional,))
+
+
 def test_an_algorithm_may_bring_its_own_class_for_a_built_in_role():
     dataflow = Dataflow(lambda roles, prompts: [], ("actor", "reward"), {"reward": Referee})
     assert dataflow.roles["reward"] is Referee

@@ -13,7 +13,7 @@ import tiny
 from jaxflow.algorithms.losses import SupervisedLoss, ValueLoss
 from jaxflow.engine.sharding import training_layout
 from jaxflow.engine.state import new_state
-from jaxflow.engine.train import Trainer, count, minibatches
+from jaxflow.engine.train import Auxiliary, Trainer, count, minibatches
 from jaxflow.types import Demonstrations
 
 POLICY = tiny.policy_loss(kl_estimator="k2")
@@ -100,6 +100,46 @@ def test_what_lies_off_the_mask_is_never_read(role):
     garbage = generator.integers(0, 50, BATCH.tokens.shape)
     tokens = np.where(padding, garbage, BATCH.tokens).astype(np.int32)
     assert_same_update(update(role, batch=dataclasses.replace(BATCH, tokens=tokens, **poison)), once(role))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """A supervised loss with a weight."""
+
+    weight: float
+
+    def __call__(self, output, batch, counts):
+        loss, parts = SupervisedLoss()(output, batch, counts)
+        return self.weight * loss, parts
+
+
+@pytest.mark.parametrize("tokens_per_device", [4096, pytest.param(64, marks=pytest.mark.slow)])
+def test_an_auxiliary_batch_adds_its_own_gradient_over_its_own_counts(tokens_per_device):
+    other = tiny.experience(length=24, seed=9)
+    demonstrations = Demonstrations(other.tokens, other.lengths, other.response_mask)
+    sgd = trainer("actor", SINGLE, tokens_per_device)
+
+    def gradient(batch, auxiliary=None):
+        state, report = sgd.epochs(fresh_state("actor", SINGLE), batch, 13, 1, 0, auxiliary)
+        first_moment = optax.tree.get(state.optimizer_state, "mu")
+        return jax.tree.map(lambda moment: moment / 0.1, jax.device_get(first_moment)), report
+
+    both, report = gradient(BATCH, Auxiliary(demonstrations, Scaled(2.0)))
+    alone, _ = gradient(BATCH)
+    student = Trainer(
+        tiny.LANGUAGE_MODEL, training_layout(tiny.ONE_DEVICE), tiny.optimizer(), SupervisedLoss(), 1.0, 4096
+    )
+    state, supervised = student.update(fresh_state("actor", SINGLE), demonstrations)
+    lesson = jax.tree.map(lambda m: m / 0.1, jax.device_get(optax.tree.get(state.optimizer_state, "mu")))
+    expected = jax.tree.map(lambda a, b: a + 2.0 * b, alone, lesson)
+    assert_close_as_gradients(both, expected)
+    assert report["sft/loss"] == pytest.approx(float(supervised["sft/loss"]), rel=1e-5)
+    assert "actor/pg_loss" in report
+
+
+def assert_close_as_gradients(actual, expected):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(b) + 1e-7
 
 
 def test_a_gradient_descends_its_loss():

@@ -13,7 +13,8 @@ from jaxflow.data.batches import PromptBatches, fixed_batch
 from jaxflow.dataflow import load_dataflow
 from jaxflow.engine.batching import LENGTH_UNIT
 from jaxflow.job import Job
-from jaxflow.placement import CRITICS
+from jaxflow.models.weights_in import ReadReport
+from jaxflow.placement import CRITICS, readable_bytes
 from jaxflow.run_directory import Checkpoint, RunDirectory
 from jaxflow.stop import Stop
 from jaxflow.tracking.console import Console
@@ -142,9 +143,21 @@ class Controller:
             loads += [group.restore(str(checkpoint.path / role)) for role, group in self._saved().items()]
             self._saved_steps.append(done)
         for load in loads:
-            load.result()
+            self._note_read([report for report in load.result() if report is not None])
         self._workers.collect()
         return done
+
+    def _note_read(self, reports: Sequence[ReadReport]) -> None:
+        """Say what reading a checkpoint took of each process of a role."""
+        if not reports:
+            return
+        first, total = reports[0], sum(report.bytes_read for report in reports)
+        buffer = max(report.largest_buffer_bytes for report in reports)
+        seconds = max(report.seconds for report in reports)
+        self._console.note(
+            f"read {readable_bytes(total)} of {first.directory} in {seconds:.1f} s, at most"
+            f" {readable_bytes(buffer)} at once on a host{''.join(f'; {note}' for note in first.notes)}"
+        )
 
     def _saved(self) -> dict[str, WorkerGroup]:
         """Return the roles whose state decides the next step: what a checkpoint holds."""

@@ -56,9 +56,11 @@ def test_a_run_from_a_checkpoint_ends_in_checkpoints(given, tmp_path):
         "actor.optimizer.learning_rate": 1e-2,
         "warm_start.steps": 0,
     }
-    code, _ = run_here(run, **changes)
+    code, said = run_here(run, **changes)
     (run / "config.json").write_text(json.dumps(to_json(config_of(**changes))))  # as jaxflow.main does
     assert code == 0
+    # Policy, reference and critic, each with its largest shard as all that is on the host of it.
+    assert "".join(said.split()).count(f"of{given}in") == 3
     model = json.loads(
         (run / "checkpoints" / "step_00000001" / "actor" / "weights" / "decoder.json").read_text()
     )

@@ -6,7 +6,6 @@ Knows no loss and no algorithm.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,7 @@ from jaxflow.engine.sharding import Layout
 from jaxflow.models.adapters import is_adapter, join, select
 from jaxflow.models.description import is_checkpoint, write_description
 from jaxflow.models.transformer import Model, Params
-from jaxflow.models.weights_in import head_of, read_weights
-
-_log = logging.getLogger(__name__)
+from jaxflow.models.weights_in import ReadReport, head_of, read_weights
 
 
 @jax.tree_util.register_dataclass
@@ -150,18 +147,24 @@ def save_weights(directory: Path, model: Model, params: Params) -> None:
 
 
 def restore_weights(directory: Path, model: Model, layout: Layout, parts: Collection[str]) -> Params:
-    """Read these top-level parts (`backbone`, `head`) of saved weights onto this mesh.
+    """Read these top-level parts (`backbone`, `head`) of weights that `save_weights` wrote onto this mesh.
 
-    The directory is one of ours or a Hugging Face checkpoint; what it holds is cast to the model's dtypes. Raises
-    UserError if they are another model's.
+    What they hold is cast to the model's dtypes. Raises UserError if they are another model's.
     """
-    shardings = layout.weights(model.names)
-    if is_checkpoint(directory):
-        params, report = read_weights(directory, model, shardings, parts)
-        _log.info("%s: %s", directory, report)
-        return params
-    abstract = _abstract(model.shapes, shardings)
+    abstract = _abstract(model.shapes, layout.weights(model.names))
     stored = jax.tree.map(lambda leaf: leaf.update(dtype=jnp.float32), abstract)
     params = {part: restore_arrays(directory / part, stored[part]) for part in parts if part in stored}
     wanted = {part: abstract[part] for part in params}
     return jax.tree.map(lambda leaf, asked: leaf.astype(asked.dtype), params, wanted)
+
+
+def load_weights(
+    directory: Path, model: Model, layout: Layout, parts: Collection[str]
+) -> tuple[Params, ReadReport | None]:
+    """Read these parts of weights of either kind: saved ones, or a Hugging Face checkpoint and what that took.
+
+    Raises UserError if they are another model's.
+    """
+    if is_checkpoint(directory):
+        return read_weights(directory, model, layout.weights(model.names), parts)
+    return restore_weights(directory, model, layout, parts), None

@@ -50,6 +50,7 @@ class Checkpoint:
 class ReadReport:
     """What reading weights took of this process."""
 
+    directory: str
     bytes_read: int  # of the files, for this process's shards
     largest_buffer_bytes: int  # the largest shard: all of the model that the host holds at once
     seconds: float
@@ -126,7 +127,9 @@ def read_weights(
         shape, sharding = _at(model.shapes, weight.path), _at(shardings, weight.path)
         _set(params, weight.path, reader.read(weight, shape, sharding))
     seconds = time.monotonic() - started
-    return params, ReadReport(reader.bytes_read, reader.largest_buffer_bytes, seconds, plan.notes)
+    return params, ReadReport(
+        str(directory), reader.bytes_read, reader.largest_buffer_bytes, seconds, plan.notes
+    )
 
 
 def _reading(weight: Weight, name: str, instead: str) -> Weight:

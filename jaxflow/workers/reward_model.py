@@ -18,9 +18,10 @@ from jaxflow.config import Config
 from jaxflow.engine.rows import Rows
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import training_layout
-from jaxflow.engine.state import restore_weights
+from jaxflow.engine.state import load_weights
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.transformer import Params, ScalarModel, describe
+from jaxflow.models.weights_in import ReadReport
 from jaxflow.types import Judgements, Metrics, Prompts, Rollout, Sample, Scores
 from jaxflow.workers.place import Place
 from jaxflow.workers.protocol import exposed
@@ -60,13 +61,13 @@ class Verifier:
         self._trained.create()
 
     @exposed("load", ONE_TO_ALL)
-    def load_backbone(self, directory: str) -> None:
+    def load_backbone(self, directory: str) -> ReadReport | None:
         """Start from the policy's saved weights under a head that predicts zero.
 
         What the policy expected to be written is what a wrong token is told by: from random weights the same
         accuracy takes many times the steps.
         """
-        self._trained.load_backbone(Path(directory))
+        return self._trained.load_backbone(Path(directory))
 
     @exposed("warm_start", THREE_D_PROTO, replicated=True)
     def learn(self, judgements: Judgements) -> Metrics:
@@ -121,9 +122,11 @@ class RewardModel(Reward):
         return np.where(rollout.response_mask.any(axis=1), self._scores(rollout), np.float32(0))
 
     @exposed("load", ONE_TO_ALL)
-    def load(self, directory: str) -> None:
+    def load(self, directory: str) -> ReadReport | None:
         """Read the weights."""
-        self._params = restore_weights(Path(directory), self._model, self._layout, tuple(self._model.shapes))
+        parts = tuple(self._model.shapes)
+        self._params, report = load_weights(Path(directory), self._model, self._layout, parts)
+        return report
 
     @exposed("reward", THREE_D_PROTO, by_parts=True)
     def score(self, rollout: Rollout, prompts: Prompts) -> Scores:

@@ -20,10 +20,11 @@ from jaxflow.engine.rows import Rows
 from jaxflow.engine.sampling import Sampling
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import generation_layout, training_layout
-from jaxflow.engine.state import restore_weights
+from jaxflow.engine.state import load_weights
 from jaxflow.engine.train import Auxiliary, Trainer
 from jaxflow.engine.transition import TransitionReport, transition
 from jaxflow.models.transformer import LanguageModel, Params, ScalarModel, describe
+from jaxflow.models.weights_in import ReadReport
 from jaxflow.placement import role_adapters
 from jaxflow.types import (
     Demonstrations,
@@ -56,9 +57,9 @@ class _Saved:
     _trained: TrainedModel
 
     @exposed("load", ONE_TO_ALL)
-    def load(self, directory: str) -> None:
-        """Start from saved weights."""
-        self._trained.load(Path(directory))
+    def load(self, directory: str) -> ReadReport | None:
+        """Start from saved weights or a checkpoint."""
+        return self._trained.load(Path(directory))
 
     @exposed("save_checkpoint", ONE_TO_ALL)
     def save(self, directory: str) -> None:
@@ -179,10 +180,10 @@ class Actor(_Saved):
         return _named("actor", metrics) | staleness | self._transition_metrics
 
     @exposed("load", ONE_TO_ALL)
-    def load(self, directory: str) -> None:
-        """Start from saved weights."""
+    def load(self, directory: str) -> ReadReport | None:
+        """Start from saved weights or a checkpoint."""
         self._rollout_weights = None
-        super().load(directory)
+        return super().load(directory)
 
     @exposed("load", ONE_TO_ALL)
     def restore(self, directory: str) -> None:
@@ -254,9 +255,9 @@ class Critic(_Saved):
         self._trained.create()
 
     @exposed("load", ONE_TO_ALL)
-    def load_backbone(self, directory: str) -> None:
+    def load_backbone(self, directory: str) -> ReadReport | None:
         """Start from the policy's saved weights under a head that predicts zero."""
-        self._trained.load_backbone(Path(directory))
+        return self._trained.load_backbone(Path(directory))
 
     @exposed("values", THREE_D_PROTO, by_parts=True)
     def values(self, rollout: Rollout) -> np.ndarray:
@@ -300,9 +301,11 @@ class Reference:
         self._params: Params = {}
 
     @exposed("load", ONE_TO_ALL)
-    def load(self, directory: str) -> None:
+    def load(self, directory: str) -> ReadReport | None:
         """Read the frozen weights."""
-        self._params = restore_weights(Path(directory), self._model, self._layout, tuple(self._model.shapes))
+        parts = tuple(self._model.shapes)
+        self._params, report = load_weights(Path(directory), self._model, self._layout, parts)
+        return report
 
     @exposed("ref", THREE_D_PROTO, by_parts=True)
     def log_probs(self, rollout: Rollout) -> TokenLogProbs:

@@ -16,17 +16,18 @@ from jaxflow.engine.optimizer import Optimizer
 from jaxflow.engine.sharding import Layout
 from jaxflow.engine.state import (
     TrainState,
+    load_weights,
     new_head,
     new_state,
     new_weights,
     restore_state,
-    restore_weights,
     save_state,
     save_weights,
     with_adapters,
 )
 from jaxflow.engine.train import Auxiliary, Loss, Trainer, TrainingBatch
 from jaxflow.models.transformer import Model, Params
+from jaxflow.models.weights_in import ReadReport
 from jaxflow.types import UserError
 
 _BASE_FILE = "base.json"
@@ -105,17 +106,19 @@ class TrainedModel:
         """Start from random weights."""
         self._begin(new_weights(self._model, self._layout, self._seed, self._stream), "")
 
-    def load(self, directory: Path) -> None:
-        """Start from saved weights."""
+    def load(self, directory: Path) -> ReadReport | None:
+        """Start from weights of either kind; return what reading a checkpoint took."""
         parts = tuple(self._model.shapes)
-        params = restore_weights(directory, self._model.base, self._layout, parts)
+        params, report = load_weights(directory, self._model.base, self._layout, parts)
         self._begin(self._with_adapters(params), str(directory))
+        return report
 
-    def load_backbone(self, directory: Path) -> None:
-        """Start from the saved weights of another role under a head of its own."""
-        backbone = restore_weights(directory, self._model.base, self._layout, ("backbone",))
+    def load_backbone(self, directory: Path) -> ReadReport | None:
+        """Start from the weights of another role under a head of its own; return what reading a checkpoint took."""
+        backbone, report = load_weights(directory, self._model.base, self._layout, ("backbone",))
         head = new_head(self._model, self._layout, self._seed, self._stream)
         self._begin(self._with_adapters({**backbone, **head}), str(directory))
+        return report
 
     def update(
         self,
@@ -160,7 +163,7 @@ class TrainedModel:
         if not self._base.directory:
             return new_weights(self._model, self._layout, self._seed, self._stream)
         parts = tuple(self._model.frozen(self._model.shapes))
-        return restore_weights(Path(self._base.directory), self._model.base, self._layout, parts)
+        return load_weights(Path(self._base.directory), self._model.base, self._layout, parts)[0]
 
     def save_weights(self, directory: Path) -> None:
         """Write the weights alone."""

@@ -77,7 +77,7 @@ def translate(
         lines=tuple(lines),
         assignments=tuple(sorted(in_file, key=lambda one: order.get(one.key, len(order)))),
         flags=tuple(one for one in told if one.key.startswith("--")),
-        open_ends=tuple(_open_ends(dialect, values, outcomes)),
+        open_ends=tuple(_open_ends(dialect, outcomes, lines)),
     )
 
 
@@ -188,9 +188,9 @@ def _worth_writing(assignment: Assignment) -> bool:
     return assignment.given or not _is_default(assignment.key, Is(assignment.value))
 
 
-def _open_ends(dialect: Dialect, values: Values, outcomes: Mapping[str, Outcome]) -> list[str]:
+def _open_ends(dialect: Dialect, outcomes: Mapping[str, Outcome], lines: Sequence[Line]) -> list[str]:
+    told = {text for line in lines for text in line.texts}
+    refused = {key: _said(outcome) for key, outcome in outcomes.items() if isinstance(outcome, Refused)}
     return [
-        f"{setting.key}: {_said(outcomes[setting.key])}"
-        for setting in dialect.settings
-        if isinstance(outcomes[setting.key], Refused) and setting.reads[0] not in values.given
+        f"{s.key}: {refused[s.key]}" for s in dialect.settings if refused.get(s.key, "") not in {"", *told}
     ]

@@ -180,6 +180,27 @@ def written(*overrides):
             {"reward.function": "/x/r.py:score", "reward.function_arguments": '{"a": {"b": 1}}'},
         ),
         (
+            (
+                "actor_rollout_ref.model.lora_rank=8",
+                "actor_rollout_ref.model.target_modules=[q_proj,down_proj]",
+            ),
+            {"actor.lora.rank": 8, "actor.lora.alpha": 16.0, "actor.lora.targets": ("query", "down")},
+        ),
+        (
+            (
+                "model_engine=megatron",
+                "critic.model.lora.rank=4",
+                "critic.model.lora.alpha=8",
+                "critic.model.lora.exclude_modules=[linear_fc1]",
+                "critic.model.lora_rank=99",
+            ),
+            {
+                "critic.lora.rank": 4,
+                "critic.lora.alpha": 8.0,
+                "critic.lora.targets": ("query", "key", "value", "output", "down"),
+            },
+        ),
+        (
             ("reward_model.enable=True", "reward_model.model.path=/x/rm"),
             {"reward.kind": "model", "reward.weights": "/x/rm"},
         ),
@@ -221,6 +242,15 @@ def test_units_and_conditions_are_converted(overrides, expected):
                 f"{ROLLOUT}.tensor_model_parallel_size=4",
             ),
             (1, 2, 4, 1, 4, 4),
+        ),
+        (
+            (
+                "model_engine=megatron",
+                f"{ACTOR}.megatron.tensor_model_parallel_size=2",
+                f"{ACTOR}.megatron.pipeline_model_parallel_size=2",
+                f"{ROLLOUT}.tensor_model_parallel_size=8",
+            ),
+            (1, 1, 1, 2, 4, 4),  # the pipeline takes half of the rollout's ranks
         ),
         (
             (f"{ACTOR}.megatron.tensor_model_parallel_size=4",),

@@ -301,6 +301,7 @@ _SETTINGS: tuple[Setting, ...] = (
     copied("rollout.samples_per_prompt", "num_generations"),
     copied("rollout.max_response_tokens", "max_completion_length", "tokens"),
     number("rollout.temperature", "temperature"),
+    number("rollout.validation_temperature", "temperature", "the same: TRL evaluates as it samples"),
     number("rollout.top_p", "top_p"),
     Setting("rollout.top_k", ("top_k",), "0 is off", lambda values: Is(max(0, values["top_k"] or 0))),
     Setting("reward.function", ("reward_funcs",), "a compute_score of your own", _function),

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable
 
 from jaxflow.engine.batching import LENGTH_UNIT, ladder
+from jaxflow.port.adapters import HOW, targets_of
 from jaxflow.port.table import Idle, Is, Outcome, Refused, Setting, Values, cast_of, copied, number
 
 _WRITTEN = ("tensorboard", "none")
@@ -298,6 +299,34 @@ def shared_settings(sizes: Sizes, dataflow: str, kl: str) -> tuple[Setting, ...]
             _tokens(sizes),
         ),
         *optimizer_settings("actor", sizes),
+        *_adapter_settings("actor"),
+    )
+
+
+def _adapters(which: str) -> Callable[[Values], Outcome]:
+    def outcome(values: Values) -> Outcome:
+        if not values["use_peft"]:
+            return Is(0, "use_peft is false") if which == "rank" else Idle("use_peft is false")
+        if which == "rank":
+            dropped = (
+                "" if values["lora_dropout"] == 0 else f"without TRL's dropout of {values['lora_dropout']}"
+            )
+            return Is(values["lora_r"], dropped)
+        if which == "alpha":
+            return Is(float(values["lora_alpha"]))
+        modules = values["lora_target_modules"]
+        if modules is None:
+            return Is(("query", "value"), "peft's own choice for these families")
+        return targets_of(modules, [])
+
+    return outcome
+
+
+def _adapter_settings(section: str) -> tuple[Setting, ...]:
+    return (
+        Setting(f"{section}.lora.rank", ("lora_r", "use_peft"), "0 without use_peft", _adapters("rank")),
+        Setting(f"{section}.lora.alpha", ("lora_alpha", "use_peft"), "the same", _adapters("alpha")),
+        Setting(f"{section}.lora.targets", ("lora_target_modules", "use_peft"), HOW, _adapters("targets")),
     )
 
 

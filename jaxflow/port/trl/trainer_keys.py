@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jaxflow.port.table import Key
+from jaxflow.port.table import Idle, Key, Refused, Values
 
 _ADAM = ("adamw_torch_fused", "adamw_torch", "adamw_hf", "adamw_apex_fused", "adamw_8bit", "paged_adamw_8bit")
 
@@ -19,6 +19,12 @@ def _own(why: str, defaults: Mapping[str, object]) -> tuple[Key, ...]:
 def missing(why: str, instead: str, defaults: Mapping[str, object]) -> tuple[Key, ...]:
     """Return keys of features that jaxflow lacks: their defaults alone ask for nothing."""
     return tuple(Key(name, default, (default, None), why, instead) for name, default in defaults.items())
+
+
+def _dropout(values: Values) -> Idle | Refused:
+    if not values["use_peft"] or values["lora_dropout"] == 0:
+        return Idle("no adapters, or none of their inputs dropped")
+    return Refused("jaxflow's adapters have no dropout", "leave it at 0")
 
 
 def shared_keys(learning_rate: float) -> tuple[Key, ...]:
@@ -202,6 +208,23 @@ def shared_keys(learning_rate: float) -> tuple[Key, ...]:
                 "model_init_kwargs": None,
             },
         ),
+        Key("use_peft", False),
+        Key("lora_r", 16),
+        Key("lora_alpha", 32),
+        Key("lora_target_modules", None),
+        Key("lora_dropout", 0.05, judge=_dropout),
+        *missing(
+            "jaxflow has plain LoRA",
+            "leave it off",
+            {
+                "lora_target_parameters": None,
+                "lora_modules_to_save": None,
+                "use_rslora": False,
+                "use_dora": False,
+            },
+        ),
+        Key("lora_task_type", "CAUSAL_LM", None, "every role has its own head"),
+        Key("bnb_4bit_quant_storage", None, None, "of quantised loading"),
         *_own("of quantised loading", {"bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": False}),
         Key(
             "trust_remote_code",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxflow.port.table import Dialect
-from jaxflow.port.verl import cluster, corrections, learning, material, rollout, rule
+from jaxflow.port.verl import adapters, cluster, corrections, learning, material, rollout, rule
 from jaxflow.port.verl.names import ALIASES, OWN_KEYS
 
 VERL = Dialect(
@@ -13,6 +13,7 @@ VERL = Dialect(
         *learning.KEYS,
         *rollout.KEYS,
         *rule.KEYS,
+        *adapters.KEYS,
         *corrections.KEYS,
         *cluster.KEYS,
         *OWN_KEYS,
@@ -24,6 +25,7 @@ VERL = Dialect(
         *rollout.SETTINGS,
         *rule.SETTINGS,
         *corrections.SETTINGS,
+        *adapters.SETTINGS,
     ),
     aliases=ALIASES,
 )

@@ -194,7 +194,8 @@ def _tensor(values: Values) -> Outcome:
 def _generation_tensor(values: Values) -> Outcome:
     if replicas(values) is None:
         return Idle("see tensor_model_parallel_size of training")
-    return Is(generation_tensor_size(values))
+    asked, size = values[f"{ROLLOUT}.tensor_model_parallel_size"], generation_tensor_size(values)
+    return Is(size, f"of {asked}: the mesh has no room for more beside the pipeline" if size < asked else "")
 
 
 def _fsdp_size(values: Values) -> int:

@@ -134,23 +134,3 @@ MODEL: Mapping[str, object] = {
     "fused_kernel_options.**": None,
     "tiled_mlp.**": None,
 }
-
-LORA: Mapping[str, object] = {
-    "type": "lora",
-    "merge": False,
-    "rank": 0,
-    "alpha": 32,
-    "dropout": 0.0,
-    "dropout_position": "pre",
-    "lora_A_init_method": "xavier",
-    "lora_B_init_method": "zero",
-    "a2a_experimental": False,
-    "dtype": None,
-    "adapter_path": None,
-    "target_modules": None,
-    "exclude_modules": None,
-    "freeze_vision_model": True,
-    "freeze_vision_projection": True,
-    "freeze_language_model": True,
-    "fully_sharded_loras": False,
-}

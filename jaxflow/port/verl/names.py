@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from jaxflow.port.table import Key
-from jaxflow.port.verl.engines import ENGINE, INFERENCE, LORA, MEGATRON_ENGINE, MODEL, OPTIMIZER
+from jaxflow.port.verl.engines import ENGINE, INFERENCE, MEGATRON_ENGINE, MODEL, OPTIMIZER
 
 _ROLES = ("actor_rollout_ref.actor", "actor_rollout_ref.ref", "critic")
 _TRAINED = ("actor_rollout_ref.actor", "critic")
@@ -188,27 +188,6 @@ OWN_KEYS: tuple[Key, ...] = (
     ),
     *_missing(_MODELS, "jaxflow has no multi-token prediction", "leave it off", {"mtp.enable": False}),
     *_own(_MODELS, "used with mtp.enable alone", {"mtp.**": None}),
-    *_missing(
-        _MODELS,
-        "LORA",
-        "train all weights",
-        {"lora_rank": 0},
-    ),
-    *_own(
-        _MODELS,
-        "of lora_rank",
-        {
-            "lora_alpha": 16,
-            "target_modules": "all-linear",
-            "exclude_modules": None,
-            "lora_adapter_path": None,
-        },
-    ),
-    *_own(
-        _MODELS,
-        "of verl's Megatron LoRA; its rank is read",
-        {f"lora.{name}": default for name, default in LORA.items()},
-    ),
     Key(
         "actor_rollout_ref.hybrid_engine",
         True,

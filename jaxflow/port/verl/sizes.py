@@ -74,8 +74,15 @@ def tensor_size(values: Values) -> int:
 
 
 def generation_tensor_size(values: Values) -> int:
-    """Return the tensor-parallel size of the rollout, no larger than the machine."""
-    return math.gcd(values[f"{ROLLOUT}.tensor_model_parallel_size"], devices(values))
+    """Return the rollout's tensor-parallel size, or the largest divisor of it that leaves room for the pipeline."""
+    tensor, pipeline, _ = training_parallelism(values)
+    asked, total = values[f"{ROLLOUT}.tensor_model_parallel_size"], devices(values)
+    fitting = [
+        size
+        for size in range(1, asked + 1)
+        if asked % size == 0 and total % (math.lcm(tensor, size) * pipeline) == 0
+    ]
+    return max(fitting, default=1)
 
 
 def replicas(values: Values) -> int | None:

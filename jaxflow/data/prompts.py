@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from jaxflow.data.plain import plain
 from jaxflow.data.tokenizer import Messages, Tokenizer
 from jaxflow.types import PromptRow, UserError
 
@@ -176,13 +177,22 @@ def _prompt(record: Mapping[str, object], place: str, prompt_key: str) -> str | 
 
 def _message(message: object, place: str, prompt_key: str) -> Mapping[str, str]:
     if isinstance(message, Mapping):
-        role, content = message.get("role"), message.get("content")
+        role, content = message.get("role"), _content(message.get("content"))
         if isinstance(role, str) and isinstance(content, str):
             return {"role": role, "content": content}
     raise UserError(
         f"{place}: a message in {prompt_key!r} is {_shortened(message)}; "
         "each needs a `role` and a `content`, both text"
     )
+
+
+def _content(content: object) -> object:
+    """Join a content given in parts, as for models that see pictures too, where all of them are text."""
+    if not isinstance(content, list) or not content:
+        return content
+    texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+    whole = len(texts) == len(content) and all(isinstance(text, str) for text in texts)
+    return "".join(texts) if whole else content
 
 
 def _ground_truth(record: Mapping[str, object], place: str) -> object:
@@ -194,17 +204,26 @@ def _ground_truth(record: Mapping[str, object], place: str) -> object:
         raise UserError(
             f"{place}: no ground truth; give `ground_truth`, or `reward_model` with a `ground_truth` in it"
         )
-    return ground_truth
+    return _plain(ground_truth, place, "ground_truth")
+
+
+def _plain(value: object, place: str, key: str) -> object:
+    try:
+        return plain(value)
+    except ValueError as error:
+        raise UserError(f"{place}: {key!r} holds {error}") from error
 
 
 def _optional(record: Mapping[str, object], place: str, key: str, kind: type, name: str, absent: object):
-    # Parquet writes a missing value as null.
+    # Parquet writes a missing value as null, and a map as pairs.
     value = record.get(key)
+    if kind is Mapping and isinstance(value, list) and all(isinstance(item, tuple) for item in value):
+        value = dict(value)
     if value is None:
         return absent
     if not isinstance(value, kind):
         raise UserError(f"{place}: {key!r} is {_shortened(value)}; it must be {name}")
-    return value
+    return _plain(value, place, key)
 
 
 def _shortened(value: object) -> str:

@@ -1,6 +1,8 @@
+import datetime
 import json
 import re
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -50,6 +52,67 @@ def test_verls_rows_are_understood(tmp_path):
     assert row == PromptRow(
         "1+2=", tuple(TOKENIZER.encode("1+2=")), "3", "openai/gsm8k", {"split": "train", "index": 0}
     )
+
+
+def test_what_parquet_files_hold_arrives_as_plain_json(tmp_path):
+    """As pandas and datasets write verl's rows: arrays in lists of structs, numbers of all widths, nulls, times."""
+    chat = [
+        [{"role": "system", "content": "1"}, {"role": "user", "content": "2="}],
+        [{"role": "user", "content": "3="}],
+    ]
+    struct = pyarrow.struct(
+        [("target", pyarrow.list_(pyarrow.list_(pyarrow.int16()))), ("unit", pyarrow.string())]
+    )
+    truths = [
+        {"target": [np.array([1, 2], np.int16), np.array([], np.int16)], "unit": None},
+        {"target": None, "unit": "m"},
+    ]
+    day, instant = datetime.date(2026, 1, 2), datetime.datetime(2026, 1, 2, 3, 4, tzinfo=datetime.UTC)
+    extra = pyarrow.map_(pyarrow.string(), pyarrow.decimal128(6, 2))
+    table = pyarrow.table(
+        {
+            "data_source": pyarrow.array(["a", None]).dictionary_encode(),
+            "prompt": chat,
+            "ability": [None, "math"],
+            "reward_model": pyarrow.array(
+                [{"style": "rule", "ground_truth": truth} for truth in truths],
+                pyarrow.struct([("style", pyarrow.string()), ("ground_truth", struct)]),
+            ),
+            "extra_info": pyarrow.array([[("half", "0.50"), ("two", "2")], None], extra),
+            "images": [[b"x"], [b"y"]],
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "mine.parquet")
+    first, second = load(str(tmp_path / "mine.parquet")).rows
+    assert (first.prompt, first.data_source) == ("12=", "a")
+    assert first.ground_truth == {"target": [[1, 2], []], "unit": None}
+    assert first.extra_info == {"half": 0.5, "two": 2}
+    assert (second.prompt, second.data_source, second.extra_info) == ("3=", "mine", {})
+    assert second.ground_truth == {"target": None, "unit": "m"}
+    times = [{"prompt": "1", "ground_truth": [day], "extra_info": {"at": instant}}]
+    (row,) = load(write_parquet(tmp_path / "times.parquet", times)).rows
+    assert (row.ground_truth, row.extra_info) == (["2026-01-02"], {"at": "2026-01-02T03:04:00+00:00"})
+    assert json.loads(json.dumps([first.ground_truth, row.extra_info])) == [
+        first.ground_truth,
+        row.extra_info,
+    ]
+
+
+@pytest.mark.parametrize("key", ["ground_truth", "extra_info"])
+def test_what_json_has_no_word_for_is_named_by_row(tmp_path, key):
+    good = {"prompt": "1", "ground_truth": {"a": None}, "extra_info": {"a": None}}
+    file = write_parquet(tmp_path / "a.parquet", [good, {**good, key: {"a": b"x"}}])
+    with pytest.raises(UserError, match=re.escape(f"{file}:2: {key!r} holds a value of type bytes")):
+        load(file)
+
+
+def test_content_in_parts_is_text_where_all_parts_are(tmp_path):
+    text, picture = {"type": "text", "text": "1+"}, {"type": "image", "image": "a.png"}
+    rows = [{"prompt": [{"role": "user", "content": [text, text]}], "ground_truth": 1}]
+    assert load(write_jsonl(tmp_path / "a.jsonl", rows)).rows[0].prompt == "1+1+"
+    rows[0]["prompt"][0]["content"][1] = picture
+    with pytest.raises(UserError, match=r"b\.jsonl:1: a message in 'prompt' is .*both text"):
+        load(write_jsonl(tmp_path / "b.jsonl", rows))
 
 
 def test_jsonl_and_parquet_give_the_same_rows(tmp_path):
@@ -149,6 +212,10 @@ def test_an_empty_file_is_an_error(tmp_path, name):
         (b'{"prompt": "1", "ground_truth": 1, "extra_info": "x"}', "'extra_info' is 'x'"),
         (b'{"prompt": "1", "ground_truth": 1, "data_source": 7}', "'data_source' is 7"),
         (b'{"prompt": "x", "ground_truth": 1}', "character 'x'"),
+        (
+            b'{"prompt": "1", "ground_truth": ' + b"[" * 70 + b"]" * 70 + b"}",
+            "'ground_truth' holds values nested more than 64 deep",
+        ),
     ],
 )
 def test_a_malformed_line_is_named_by_file_and_line(tmp_path, line, complaint):

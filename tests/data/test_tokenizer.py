@@ -170,3 +170,10 @@ def test_a_failing_chat_template_is_a_user_error(tmp_path, template):
     save_tokenizer(tmp_path, template=template)
     with pytest.raises(UserError, match="chat template"):
         HuggingFaceTokenizer(tmp_path).render_chat([{"role": "user", "content": "a"}])
+
+
+def test_a_missing_template_engine_is_named(saved, monkeypatch):
+    monkeypatch.setattr("transformers.utils.chat_template_utils.is_jinja_available", lambda: False)
+    monkeypatch.setattr("transformers.utils.chat_template_utils._compile_jinja_template", _compile_anew)
+    with pytest.raises(UserError, match="chat template of .* failed: ImportError: .*jinja2"):
+        saved.render_chat([{"role": "user", "content": "a"}])

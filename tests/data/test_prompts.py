@@ -1,4 +1,5 @@
 import datetime
+import decimal
 import json
 import re
 
@@ -78,7 +79,9 @@ def test_what_parquet_files_hold_arrives_as_plain_json(tmp_path):
                 [{"style": "rule", "ground_truth": truth} for truth in truths],
                 pyarrow.struct([("style", pyarrow.string()), ("ground_truth", struct)]),
             ),
-            "extra_info": pyarrow.array([[("half", "0.50"), ("two", "2")], None], extra),
+            "extra_info": pyarrow.array(
+                [[("half", decimal.Decimal("0.50")), ("two", decimal.Decimal(2))], None], extra
+            ),
             "images": [[b"x"], [b"y"]],
         }
     )

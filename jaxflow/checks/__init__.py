@@ -16,7 +16,12 @@ from jaxflow.checks.values import countable, out_of_range, wrong_names
 from jaxflow.checks.weights import weight_problems
 from jaxflow.config import Config, refuse
 
-__all__ = ["check", "warnings"]
+__all__ = ["check", "check_values", "warnings"]
+
+
+def check_values(config: Config) -> None:
+    """Refuse single keys that cannot be, before anything is reckoned from them; UserError with all of them."""
+    refuse("the config", [*wrong_names(config), *out_of_range(config)])
 
 
 def check(config: Config, vocabulary_size: int | None, devices_available: int | None) -> None:

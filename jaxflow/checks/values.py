@@ -30,6 +30,7 @@ _MODELS = ("actor", "critic", *_JUDGES)
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "checkpoint.resume": ("auto", "never"),
     "cluster.launcher": ("ray", "inprocess"),
+    "cluster.mapping": ("pools", "auto"),
     "cluster.platform": ("cpu", "gpu"),
     "data.overlong_prompts": ("drop", "error"),
     "actor.model.compute_dtype": _DTYPES,
@@ -148,6 +149,7 @@ _RANGES: Mapping[str, _Range] = {
     **dict.fromkeys(
         (f"cluster.{limit}_timeout_seconds" for limit in ("start", "heartbeat", "stage")), _ABOVE_ZERO
     ),
+    **dict.fromkeys(("cluster.devices.hosts", "cluster.devices.devices_per_host"), _FROM_ONE),
     "cluster.max_restarts": _FROM_ZERO,
     "data.prompts_per_step": _FROM_ONE,
     "data.validation_prompts": _FROM_ZERO,

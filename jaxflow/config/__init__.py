@@ -1,7 +1,7 @@
 """The schema of a run and the ways in and out of it; every default is written once, in the schema."""
 
 from jaxflow.config.algorithm import AlgorithmConfig, GDPOConfig, KLConfig
-from jaxflow.config.cluster import ClusterConfig, MeshConfig, PoolConfig
+from jaxflow.config.cluster import ClusterConfig, DevicesConfig, MeshConfig, PoolConfig
 from jaxflow.config.learning import (
     ActorConfig,
     CriticConfig,
@@ -32,6 +32,7 @@ __all__ = [
     "Config",
     "CriticConfig",
     "DataConfig",
+    "DevicesConfig",
     "GDPOConfig",
     "KLConfig",
     "LoraConfig",

@@ -35,11 +35,23 @@ def _one_pool() -> dict[str, PoolConfig]:
 
 
 @dataclasses.dataclass(frozen=True)
+class DevicesConfig:
+    """The devices that a mapping is searched for, and that plans reckon with."""
+
+    kind: str = ""  # a name of mapping/devices.py, or a .json profile of `jaxflow.mapping.calibrate`; empty: cpu's
+    hosts: int = 1
+    devices_per_host: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
 class ClusterConfig:
     """Where the run happens, and how long it waits for what does not answer."""
 
     launcher: str = "ray"  # ray: workers in Ray actors | inprocess: the same roles in this process, to debug
     platform: str = "cpu"  # cpu: simulated devices | gpu
+    # pools: roles, devices and meshes are as `pools` says | auto: they are searched for `devices` (docs/planning.md)
+    mapping: str = "pools"
+    devices: DevicesConfig = DevicesConfig()
     pools: Mapping[str, PoolConfig] = dataclasses.field(default_factory=_one_pool)  # by a name of your own
     address: str = ""  # empty: a Ray of its own on this machine | auto or host:port: join a running one
     compilation_cache: str = "user"  # user: the user's cache folder | a path | off

@@ -1,0 +1,119 @@
+"""What a config asks of the mapping: loads of its roles, its workload, its devices, and the engine that runs it.
+
+Knows the config and the shapes of models. Searches nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from jaxflow.batch_algebra import longest_sequence_tokens, sequences_per_step, with_vocabulary
+from jaxflow.config import Config, MeshConfig
+from jaxflow.engine.layout_rules import Parallelism
+from jaxflow.mapping.devices import DeviceGroup, DeviceProfile, device_profile
+from jaxflow.mapping.engine_profile import JAXFLOW, EngineProfile
+from jaxflow.mapping.load import RoleLoad, Workload
+from jaxflow.mapping.model_size import model_size
+from jaxflow.models.decoder_config import DecoderConfig
+from jaxflow.placement import CRITICS, holds_tokens_head, roles_with_models
+from jaxflow.types import UserError
+
+_GREEDY_TOO = "remax"  # the algorithm whose baseline is a second, greedy response
+_NUMBER_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+def decoders(config: Config, vocabulary_size: int) -> Mapping[str, DecoderConfig]:
+    """Return the decoder of each role that can hold one, vocabularies filled in."""
+    shapes = {
+        "actor": config.actor.model,
+        "reference": config.actor.model,
+        **dict.fromkeys(CRITICS, config.critic_model),
+        "reward": config.reward_model,
+        "cost": config.cost_model,
+    }
+    return {role: with_vocabulary(shape, vocabulary_size) for role, shape in shapes.items()}
+
+
+def loads_of(config: Config, vocabulary_size: int, roles: Sequence[str]) -> tuple[RoleLoad, ...]:
+    """Return what a step asks of each of these roles that holds a model, in their order."""
+    shapes, holding = decoders(config, vocabulary_size), roles_with_models(config)
+    return tuple(_load(config, role, shapes[role]) for role in roles if role in holding)
+
+
+def _load(config: Config, role: str, decoder: DecoderConfig) -> RoleLoad:
+    responses = 2 if config.algorithm.name == _GREEDY_TOO else 1
+    trained = {"actor": config.actor, **dict.fromkeys(CRITICS, config.critic)}
+    settings = trained.get(role)
+    minibatch = settings.minibatch_sequences if settings is not None else 0
+    updates = 0
+    if settings is not None:
+        updates = max(1, sequences_per_step(config) // minibatch) * settings.update_epochs
+    return RoleLoad(
+        role=role,
+        model=model_size(decoder, holds_tokens_head(role)),
+        trained=settings is not None,
+        generations=responses if role == "actor" else 0,
+        scores=responses if role in ("reward", "cost") else 1,
+        updates=updates,
+        minibatch_sequences=minibatch,
+        microbatch_tokens=settings.microbatch_tokens_per_device if settings is not None else 0,
+    )
+
+
+def workload_of(config: Config) -> Workload:
+    """Return the sequences of a step, each as long as it may be."""
+    return Workload(
+        sequences=sequences_per_step(config),
+        prompt_tokens=config.data.max_prompt_tokens,
+        response_tokens=longest_sequence_tokens(config) - config.data.max_prompt_tokens,
+        score_tokens=config.rollout.score_microbatch_tokens_per_device,
+        remat=config.actor.model.remat,
+        most_rows=config.rollout.sequences_per_device,
+    )
+
+
+def engine_of(config: Config) -> EngineProfile:
+    """Return this project's engine as the config has it compute."""
+    return dataclasses.replace(
+        JAXFLOW,
+        compute_bytes=_NUMBER_BYTES[config.actor.model.compute_dtype],
+        rollout_bytes=_NUMBER_BYTES[config.rollout.dtype],
+    )
+
+
+def profile_of(config: Config) -> DeviceProfile:
+    """Return the profile of the config's devices; UserError where it names none for a platform that has several."""
+    kind = config.cluster.devices.kind
+    if kind:
+        return device_profile(kind)
+    if config.cluster.platform == "cpu":
+        return device_profile("cpu")
+    raise UserError(
+        "cluster.devices.kind is empty: a plan must know what the devices are; name one, e.g."
+        " --config.cluster.devices.kind=h100"
+    )
+
+
+def group_of(config: Config) -> DeviceGroup:
+    """Return the devices that a mapping is searched for: `cluster.devices`, or as many as the pools have."""
+    cluster, profile = config.cluster, profile_of(config)
+    if cluster.mapping == "auto":
+        return DeviceGroup(profile, cluster.devices.hosts, cluster.devices.devices_per_host)
+    pools = cluster.pools.values()
+    inside = max(pool.devices_per_host for pool in pools)
+    devices = sum(pool.hosts * pool.devices_per_host for pool in pools)
+    return DeviceGroup(profile, math.ceil(devices / inside), inside)
+
+
+def parallelism(mesh: MeshConfig) -> Parallelism:
+    """Return a pool's mesh as a layout. Ranks that cut experts are counted as replicas: their bytes are too many."""
+    return Parallelism(
+        data=mesh.data * mesh.expert,
+        fsdp=mesh.fsdp,
+        tensor=mesh.tensor,
+        generation_tensor=mesh.generation_tensor,
+        pipe=mesh.pipe,
+        generation_pipe=1,
+    )

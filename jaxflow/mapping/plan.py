@@ -1,0 +1,237 @@
+"""A plan: pools, their layouts, bytes by phase, seconds by call, and when each call runs. One object, JSON-able.
+
+Made of a config whose pools are known, whoever chose them. Knows formulas; compiles nothing, starts nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from jaxflow.config import Config, MeshConfig, PoolConfig
+from jaxflow.engine.layout_rules import Parallelism
+from jaxflow.mapping import memory, stages
+from jaxflow.mapping.asked import engine_of, loads_of, parallelism, profile_of, workload_of
+from jaxflow.mapping.cost import Seconds
+from jaxflow.mapping.load import RoleLoad
+from jaxflow.mapping.memory import AtRest, AtWork
+from jaxflow.mapping.stages import Setting
+from jaxflow.types import Span
+
+_SCORING_STAGES = {"actor": "old_log_prob", "reference": "ref", "critic": "values"}
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseBytes:
+    """What one phase of a pool takes on each device."""
+
+    role: str
+    phase: str  # transition | generation | scoring | training
+    at_rest: float  # of all roles of the pool
+    held: float  # generation weights that wait while others compute
+    work: AtWork
+
+    @property
+    def total(self) -> float:
+        """Return the sum."""
+        return self.at_rest + self.held + self.work.total
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedCall:
+    """One call of a step."""
+
+    role: str
+    stage: str  # as a run's timeline names it
+    step_part: int  # 0: generation, 1: preparation, 2: training
+    seconds: Seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedRole:
+    """One role with a model."""
+
+    role: str
+    parameters: int
+    rest: AtRest
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedPool:
+    """One pool."""
+
+    name: str
+    roles: tuple[str, ...]  # those without a model too
+    hosts: int
+    devices_per_host: int
+    mesh: MeshConfig
+    models: tuple[PlannedRole, ...]
+    phases: tuple[PhaseBytes, ...]
+    calls: tuple[PlannedCall, ...]
+    rows: int  # generated at once by each replica; 0 where nothing generates
+
+    @property
+    def worst(self) -> PhaseBytes | None:
+        """Return the phase that takes most; None where the pool holds no model."""
+        return max(self.phases, key=lambda phase: phase.total, default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run will be."""
+
+    device: str
+    device_bytes: float
+    room_bytes: float  # of these, what a plan may fill
+    pools: tuple[PlannedPool, ...]
+    spans: tuple[Span, ...]  # of one step, its start at 0
+    tokens_per_step: int
+
+    @property
+    def step_seconds(self) -> float:
+        """Return the time from the first start to the last end."""
+        return max(span.started + span.seconds for span in self.spans)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Return prompt and response tokens of a step over its seconds."""
+        return self.tokens_per_step / self.step_seconds
+
+    @property
+    def excess(self) -> dict[str, float]:
+        """Return by how many bytes each pool's worst phase exceeds what it may fill; pools that fit are absent."""
+        over = {
+            pool.name: pool.worst.total - self.room_bytes for pool in self.pools if pool.worst is not None
+        }
+        return {name: size for name, size in over.items() if size > 0}
+
+
+def make_plan(config: Config, vocabulary_size: int, roles: Sequence[str]) -> Plan:
+    """Plan a config with these roles on its pools."""
+    profile, engine = profile_of(config), engine_of(config)
+    loads = {load.role: load for load in loads_of(config, vocabulary_size, roles)}
+    pools = []
+    for name, pool in config.cluster.pools.items():
+        setting = Setting(workload_of(config), engine, profile, pool.devices_per_host)
+        here = tuple(loads[role] for role in pool.roles if role in loads)
+        pools.append(_planned_pool(name, pool, here, setting))
+    return Plan(
+        device=profile.kind,
+        device_bytes=profile.memory_bytes,
+        room_bytes=profile.memory_bytes * engine.memory_share,
+        pools=tuple(pools),
+        spans=tuple(timeline(pools, config.rollout.parts)),
+        tokens_per_step=workload_of(config).tokens,
+    )
+
+
+def _planned_pool(name: str, pool: PoolConfig, loads: Sequence[RoleLoad], setting: Setting) -> PlannedPool:
+    layout = parallelism(pool.mesh)
+    rows = min(stages.replica_rows(layout, setting), setting.workload.most_rows)
+    generates = any(load.generations > 0 for load in loads)
+    return PlannedPool(
+        name=name,
+        roles=pool.roles,
+        hosts=pool.hosts,
+        devices_per_host=pool.devices_per_host,
+        mesh=pool.mesh,
+        models=tuple(
+            PlannedRole(load.role, load.model.parameters, memory.at_rest(load, layout, setting))
+            for load in loads
+        ),
+        phases=tuple(phases(loads, layout, setting, rows)),
+        calls=tuple(calls(loads, layout, setting, rows)),
+        rows=rows if generates else 0,
+    )
+
+
+def phases(
+    loads: Sequence[RoleLoad], layout: Parallelism, setting: Setting, rows: int
+) -> Iterator[PhaseBytes]:
+    """Yield what each phase of a pool's roles takes on each device."""
+    rest = sum(memory.at_rest(load, layout, setting).total for load in loads)
+    held = 0.0
+    for load in loads:
+        if load.generations > 0:
+            held = memory.rollout_weights(load, layout, setting)
+            yield PhaseBytes(load.role, "transition", rest, 0.0, memory.transition(load, layout, setting))
+            yield PhaseBytes(
+                load.role, "generation", rest, 0.0, memory.generation(load, layout, setting, rows)
+            )
+    held = 0.0 if setting.engine.rollout_offloaded else held
+    for load in loads:
+        if load.scores > 0:
+            yield PhaseBytes(load.role, "scoring", rest, held, memory.scoring(load, layout, setting))
+    for load in loads:
+        if load.trained:
+            waiting = 0.0 if load.generations > 0 else held
+            yield PhaseBytes(load.role, "training", rest, waiting, memory.training(load, layout, setting))
+
+
+def calls(
+    loads: Sequence[RoleLoad], layout: Parallelism, setting: Setting, rows: int
+) -> Iterator[PlannedCall]:
+    """Yield the calls of a pool's roles in the order of a step; a critic learns before the policy."""
+    controller = Seconds(host=setting.engine.call_seconds)
+    for load in loads:
+        if load.generations > 0:
+            switch = stages.transition_seconds(load, layout, setting)
+            yield PlannedCall(load.role, "transition", 0, switch)
+            made = stages.generate_seconds(load, layout, setting, rows)
+            yield PlannedCall(load.role, "gen", 0, made + controller)
+    for load in loads:
+        if load.scores > 0:
+            once = stages.score_seconds(load, layout, setting) + controller
+            stage = _SCORING_STAGES.get(load.role, load.role)
+            yield PlannedCall(load.role, stage, 1, once.times(load.scores))
+    for load in sorted(loads, key=lambda one: one.generations):
+        if load.trained:
+            learned = stages.train_seconds(load, layout, setting) + controller
+            yield PlannedCall(load.role, f"update_{load.role}", 2, learned)
+
+
+def timeline(pools: Sequence[PlannedPool], parts: int) -> Iterator[Span]:
+    """Yield when each call of a step runs, the step's start at 0.
+
+    A pool runs one call at a time. The policy's pool generates first, in `parts` calls; another pool scores each part
+    as it is there, the policy's own when it has generated all. What is learned waits for every score.
+    """
+    arrivals, free = _generation_ends(pools, parts), {pool.name: 0.0 for pool in pools}
+    for pool in pools:
+        for call in pool.calls:
+            if call.step_part == 0:
+                yield _span(pool, call, free[pool.name], call.seconds.total)
+                free[pool.name] += call.seconds.total
+    for pool in pools:
+        own = any(call.step_part == 0 for call in pool.calls)
+        scoring = [call for call in pool.calls if call.step_part == 1]
+        for arrival in [arrivals[-1]] if own else arrivals:
+            share = 1.0 if own else 1.0 / len(arrivals)
+            for call in scoring:
+                start = max(free[pool.name], arrival)
+                free[pool.name] = start + call.seconds.total * share
+                yield _span(pool, call, start, call.seconds.total * share)
+    ready = max([arrivals[-1], *free.values()])
+    for pool in pools:
+        start = ready
+        for call in pool.calls:
+            if call.step_part == 2:
+                yield _span(pool, call, start, call.seconds.total)
+                start += call.seconds.total
+
+
+def _generation_ends(pools: Sequence[PlannedPool], parts: int) -> list[float]:
+    """Return when each part of the responses is there."""
+    made = [call for pool in pools for call in pool.calls if call.step_part == 0]
+    switch = sum(call.seconds.total for call in made if call.stage == "transition")
+    seconds = sum(call.seconds.total for call in made) - switch
+    return [switch + seconds * (part + 1) / parts for part in range(parts)]
+
+
+def _span(pool: PlannedPool, call: PlannedCall, started: float, seconds: float) -> Span:
+    return Span(pool.name, call.role, call.stage, started, seconds, 0, 0)
+
+
+def fits(config: Config, vocabulary_size: int, roles: Sequence[str]) -> bool:
+    """Return whether every pool of a config has room for its worst phase."""
+    return not make_plan(config, vocabulary_size, roles).excess

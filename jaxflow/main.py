@@ -2,6 +2,9 @@
 
     python -m jaxflow.main --config=configs/ppo_tiny.py [--config.actor.optimizer.learning_rate=1e-4 …]
                            [--workdir=DIR] [--print_config]
+                           [--plan [--plan_json=FILE] [--plan_timeline=FILE]]
+
+--plan says what would run where, in how many bytes and seconds, and ends; no device is needed (docs/planning.md).
 
 Exit codes: 0 done; 2 refused, with the reason; 1 failed, with a trace in the workdir's error.log; 3 worker
 processes were lost more often than cluster.max_restarts; 128 + signal number stopped by SIGTERM or SIGINT with
@@ -26,7 +29,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxflow import batch_algebra
-from jaxflow.checks import check, warnings
+from jaxflow.checks import check, check_values, warnings
 from jaxflow.config import (
     Config,
     difference,
@@ -38,6 +41,8 @@ from jaxflow.config import (
 )
 from jaxflow.data.source import load_source, load_tokenizer
 from jaxflow.job import Job
+from jaxflow.mapping.auto import chosen
+from jaxflow.plan_command import PlanFiles, plan_lines, players
 from jaxflow.run_directory import Checkpoint, RunDirectory
 from jaxflow.stop import Stop, Stopped
 from jaxflow.supervisor import Failure, Supervisor
@@ -56,6 +61,8 @@ class _CommandLine:
     config_file: Path
     workdir: Path | None
     print_config: bool
+    plan: bool
+    plan_files: PlanFiles
 
 
 def _read_command_line(arguments: Sequence[str]) -> _CommandLine:
@@ -68,6 +75,11 @@ def _read_command_line(arguments: Sequence[str]) -> _CommandLine:
     )
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
     flags.DEFINE_bool("print_config", False, "Print the config, and end.", flag_values=values)
+    flags.DEFINE_bool("plan", False, "Print what would run where, and end.", flag_values=values)
+    flags.DEFINE_string("plan_json", None, "File that --plan writes the plan to.", flag_values=values)
+    flags.DEFINE_string(
+        "plan_timeline", None, "File that --plan writes a step's trace to.", flag_values=values
+    )
     try:
         rest = values(list(arguments), known_only=True)
     except (flags.Error, OSError) as error:
@@ -85,7 +97,12 @@ def _read_command_line(arguments: Sequence[str]) -> _CommandLine:
     if rest:
         raise UserError(f"the command line: nothing is known of {' '.join(rest)}; flags begin with --")
     workdir = None if values.workdir is None else Path(values.workdir)
-    return _CommandLine(from_config_dict(values.config), path, workdir, values.print_config)
+    files = PlanFiles(
+        *(None if name is None else Path(name) for name in (values.plan_json, values.plan_timeline))
+    )
+    return _CommandLine(
+        from_config_dict(values.config), path, workdir, values.print_config, values.plan, files
+    )
 
 
 def _place(error: Exception) -> str:
@@ -108,6 +125,16 @@ def _visible_gpus() -> int:
     if visible is not None:
         return len([device for device in visible.split(",") if device])
     return len(glob.glob("/proc/driver/nvidia/gpus/*"))
+
+
+def settled(config: Config) -> Config:
+    """Return the config that runs: with `cluster.mapping = "auto"` its pools are searched for first."""
+    if config.cluster.mapping == "pools":
+        return config
+    check_values(config)
+    return chosen(
+        config, load_tokenizer(config.data.task, config.data.tokenizer).vocabulary_size, players(config)
+    )
 
 
 def prepare(config: Config) -> Job:
@@ -228,7 +255,10 @@ def main(arguments: Sequence[str]) -> int:
     stop = Stop()
     stop.listen()
     line = _read_command_line(arguments)
-    config = line.config
+    if line.plan:
+        print("\n".join(plan_lines(line.config, line.plan_files)))
+        return 0
+    config = settled(line.config)
     job = prepare(config)
     if line.print_config:
         print(json.dumps(to_json(config), indent=2))

@@ -70,7 +70,8 @@ def mesh_problems(config: Config, devices_available: int | None) -> Iterator[str
     if devices_available is not None and not cluster.address and devices > devices_available:
         yield (
             f"cluster.pools ask for {devices} devices, but this machine has {devices_available}"
-            f" ({cluster.platform}); make them smaller, or set cluster.address to a Ray of several machines"
+            f" ({cluster.platform}); make them smaller, or set cluster.address to a Ray of several machines; the same"
+            " command with --plan says what would run on them"
         )
 
 

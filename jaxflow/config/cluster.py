@@ -38,7 +38,9 @@ def _one_pool() -> dict[str, PoolConfig]:
 class DevicesConfig:
     """The devices that a mapping is searched for, and that plans reckon with."""
 
-    kind: str = ""  # a name of mapping/devices.py, or a .json profile of `jaxflow.mapping.calibrate`; empty: cpu's
+    kind: str = (
+        ""  # a name of mapping/devices.py, or a .json profile of `jaxflow.mapping.calibrate`; empty: cpu's
+    )
     hosts: int = 1
     devices_per_host: int = 8
 

@@ -158,7 +158,7 @@ def test_a_reward_model_reads_past_the_end_of_the_longest_sequence(key, weights,
 def test_the_devices_of_this_machine_bound_only_a_ray_of_its_own(address):
     assert problems(config(), devices=4) == [
         "cluster.pools ask for 8 devices, but this machine has 4 (cpu); make them smaller, or set"
-        " cluster.address to a Ray of several machines"
+        " cluster.address to a Ray of several machines; the same command with --plan says what would run on them"
     ]
     check(config(cluster__address=address), 100, 4)
 

@@ -1,0 +1,171 @@
+"""A plan is what runs, fits or says what would, and its timeline is the schedule that its seconds give."""
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+from good_config import ROLES, config, split_config
+
+from jaxflow import batch_algebra
+from jaxflow.checks import check
+from jaxflow.mapping.auto import chosen, mappings_of
+from jaxflow.mapping.cost import Seconds
+from jaxflow.mapping.mends import mends
+from jaxflow.mapping.plan import PlannedCall, PlannedPool, fits, make_plan, timeline
+from jaxflow.mapping.planning import plan_config
+from jaxflow.mapping.report import describe_plan, plan_json
+from jaxflow.types import UserError
+
+VOCABULARY = 100
+BIG = {
+    "cluster__mapping": "auto",
+    "cluster__platform": "gpu",
+    "cluster__devices__kind": "l40s",
+    "cluster__devices__hosts": 2,
+    "cluster__devices__devices_per_host": 4,
+    "actor__model__width": 2048,
+    "actor__model__layers": 16,
+    "actor__model__heads": 16,
+    "actor__model__kv_heads": 16,
+    "actor__model__head_width": 128,
+    "actor__model__mlp_width": 8192,
+    "actor__model__vocabulary_size": 32000,
+    "data__max_prompt_tokens": 512,
+    "rollout__max_response_tokens": 512,
+    "actor__microbatch_tokens_per_device": 8192,
+    "critic__microbatch_tokens_per_device": 8192,
+}
+
+
+@pytest.mark.parametrize(
+    "devices", [{}, {"cluster__devices__hosts": 1}, {"cluster__devices__devices_per_host": 3}]
+)
+def test_what_the_search_chose_passes_all_checks_and_takes_its_seconds(devices):
+    asked = config(**{**BIG, **devices})
+    best, *_ = mappings_of(asked, VOCABULARY, ROLES)
+    resolved = chosen(asked, VOCABULARY, ROLES)
+    check(resolved, VOCABULARY, None)
+    derived = batch_algebra.derive(resolved, VOCABULARY)
+    assert derived.pools.keys() == resolved.cluster.pools.keys()
+    plan = make_plan(resolved, VOCABULARY, ROLES)
+    assert not plan.excess
+    assert plan.step_seconds == pytest.approx(best.seconds, rel=1e-9)
+    assert {role for pool in plan.pools for role in pool.roles} == set(ROLES)
+    assert chosen(asked, VOCABULARY, ROLES) == resolved
+
+
+def test_a_plan_counts_what_the_placement_counts():
+    asked = split_config()
+    for pool in make_plan(asked, VOCABULARY, ROLES).pools:
+        held = batch_algebra.derive(asked, VOCABULARY).pools[pool.name]
+        assert (pool.hosts, pool.devices_per_host, pool.roles) == (
+            held.hosts,
+            held.devices_per_host,
+            held.roles,
+        )
+    plan = plan_config(asked, VOCABULARY, ROLES)
+    lines = describe_plan(plan.plan, plan.runners_up, plan.mends)
+    assert sum(line.startswith("pool ") for line in lines) == 2
+    assert json.loads(json.dumps(plan_json(plan.plan, plan.runners_up, plan.mends)))["fits"] is True
+
+
+def test_what_does_not_fit_is_said_with_changes_that_do():
+    tight = config(
+        **{**BIG, "cluster__mapping": "pools", "cluster__devices__kind": "rtx-4090"},
+        cluster__pools__main__mesh__data=8,
+        cluster__pools__main__mesh__tensor=1,
+        cluster__pools__main__mesh__generation_tensor=1,
+    )
+    planned = plan_config(tight, VOCABULARY, ROLES)
+    (excess,) = planned.plan.excess.values()
+    worst = planned.plan.pools[0].worst
+    assert excess == pytest.approx(worst.total - 0.9 * 24e9)
+    assert len(planned.mends) >= 2
+    assert all(fits(mend.config, VOCABULARY, ROLES) for mend in planned.mends)
+    text = "\n".join(describe_plan(planned.plan, planned.runners_up, planned.mends))
+    assert "DOES NOT FIT: pool main lacks" in text
+    assert all(mend.change in text for mend in planned.mends)
+
+
+def test_the_search_that_finds_nothing_names_the_hosts_that_would_do():
+    small = config(**{**BIG, "cluster__devices__hosts": 1, "cluster__devices__devices_per_host": 1})
+    with pytest.raises(UserError, match="no mapping of actor"):
+        chosen(small, VOCABULARY, ROLES)
+    planned = plan_config(small, VOCABULARY, ROLES)
+    assert planned.plan.excess
+    hosts = [mend for mend in planned.mends if "cluster.devices.hosts" in mend.change]
+    assert len(hosts) == 1
+    assert mappings_of(hosts[0].config, VOCABULARY, ROLES)
+    half = dataclasses.replace(
+        hosts[0].config.cluster.devices, hosts=hosts[0].config.cluster.devices.hosts // 2
+    )
+    fewer = dataclasses.replace(small, cluster=dataclasses.replace(small.cluster, devices=half))
+    assert not mappings_of(fewer, VOCABULARY, ROLES)
+
+
+def test_devices_that_nothing_divides_over_are_a_reasoned_refusal_or_idle():
+    primes = config(**{**BIG, "cluster__devices__hosts": 1, "cluster__devices__devices_per_host": 7})
+    best, *_ = mappings_of(primes, VOCABULARY, ROLES)
+    assert sum(placed.option.devices for placed in best.sets) <= 7
+    # Three rows are no multiple of anything but one replica, whose heads no 7 devices share.
+    odd = config(
+        **{**BIG, "actor__model__heads": 5, "actor__model__kv_heads": 5, "cluster__devices__hosts": 1}
+    )
+    planned = plan_config(odd, VOCABULARY, ROLES)
+    assert planned.plan.pools
+
+
+def test_devices_of_no_kind_are_asked_for():
+    with pytest.raises(UserError, match=r"cluster\.devices\.kind is empty"):
+        plan_config(config(cluster__platform="gpu"), VOCABULARY, ROLES)
+
+
+def pool(name: str, *calls: PlannedCall) -> PlannedPool:
+    mesh = split_config().cluster.pools["main"].mesh
+    return PlannedPool(name, (), 1, 1, mesh, (), (), calls, 0)
+
+
+def call(stage: str, part: int, seconds: float) -> PlannedCall:
+    return PlannedCall("role", stage, part, Seconds(compute=seconds))
+
+
+# generate 4, score 1, learn 5 | score 3, learn 2
+STEP = (
+    pool("policy", call("gen", 0, 4.0), call("ref", 1, 1.0), call("update_actor", 2, 5.0)),
+    pool("judges", call("values", 1, 3.0), call("update_critic", 2, 2.0)),
+)
+
+
+@pytest.mark.parametrize(
+    ("parts", "learning", "end"),
+    [
+        (1, 4 + 3, 7 + 5),
+        (2, 4 + 1.5, 5.5 + 5),  # the judges score the first half from 2 on, the second from 4 on
+        (4, 4 + 1, 5 + 5),  # the policy's own pass is now the last
+    ],
+)
+def test_parts_are_scored_while_others_are_generated(parts, learning, end):
+    spans = list(timeline(STEP, parts))
+    assert min(span.started for span in spans if span.name.startswith("update")) == learning
+    assert max(span.started + span.seconds for span in spans) == end
+    assert sum(span.seconds for span in spans if span.name == "values") == pytest.approx(3.0)
+    for name in ("policy", "judges"):
+        mine = sorted((span.started, span.started + span.seconds) for span in spans if span.pool == name)
+        assert all(before[1] <= after[0] + 1e-9 for before, after in itertools.pairwise(mine))
+
+
+def test_mends_are_the_smallest_of_their_kind():
+    tight = config(
+        **{**BIG, "cluster__mapping": "pools", "cluster__devices__kind": "rtx-4090"},
+        cluster__pools__main__mesh__data=1,
+        cluster__pools__main__mesh__fsdp=4,
+        cluster__pools__main__mesh__tensor=2,
+        rollout__sequences_per_device=256,
+    )
+    found = {mend.change: mend.config for mend in mends(tight, VOCABULARY, ROLES)}
+    (fewer,) = [mended for change, mended in found.items() if change.startswith("rollout.sequences")]
+    rows = fewer.rollout.sequences_per_device
+    assert fits(fewer, VOCABULARY, ROLES)
+    twice = dataclasses.replace(fewer.rollout, sequences_per_device=2 * rows)
+    assert not fits(dataclasses.replace(fewer, rollout=twice), VOCABULARY, ROLES)

@@ -70,6 +70,23 @@ FOUR_DEVICES = {"cluster.pools.main.devices_per_host": 4, "cluster.pools.main.me
 TIMINGS = ("timing_", "perf/throughput", "perf/time_per_step", "perf/controller", "transition/seconds")
 
 
+class StopAfter(Stop):
+    """A signal that arrives while the given step runs."""
+
+    def __init__(self, asked):
+        super().__init__()
+        self._left = asked
+
+    @property
+    def wished(self):
+        self._left -= 1
+        return self._left < 0
+
+    @property
+    def exit_code(self):
+        return 143
+
+
 def micro(pools):
     """The micro run's keys, those of its one pool left out where other pools are asked for."""
     return {k: v for k, v in MICRO.items() if pools is None or not k.startswith("cluster.pools.")}

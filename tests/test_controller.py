@@ -3,10 +3,9 @@
 import json
 
 import pytest
-from runs import STEPS, rows, run_here
+from runs import STEPS, StopAfter, rows, run_here
 
 from jaxflow.controller import Controller
-from jaxflow.stop import Stop
 from jaxflow.types import UserError
 from jaxflow.workers import reward as reward_role
 from jaxflow.workers.protocol import RoleError
@@ -44,23 +43,6 @@ PROMISED = {
     "training/rollout_probs_diff_mean",
 }
 ADAPTIVE = {"algorithm.kl.controller": "adaptive", "algorithm.kl.horizon_sequences": 50.0}
-
-
-class StopAfter(Stop):
-    """A signal that arrives while the given step runs."""
-
-    def __init__(self, asked):
-        super().__init__()
-        self._left = asked
-
-    @property
-    def wished(self):
-        self._left -= 1
-        return self._left < 0
-
-    @property
-    def exit_code(self):
-        return 143
 
 
 @pytest.fixture(scope="module")

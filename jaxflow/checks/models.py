@@ -23,6 +23,12 @@ def models(config: Config) -> Iterator[tuple[str, DecoderConfig]]:
 
 def adapter_problems(config: Config) -> Iterator[str]:
     """Say which weights cannot have adapters."""
+    own_shape = not config.critic_model.same_backbone(config.actor.model)
+    if config.critic.lora.rank > 0 and own_shape and not config.critic.weights:
+        yield (
+            f"critic.lora.rank = {config.critic.lora.rank}, but a critic of its own shape begins with random weights,"
+            " which would never be trained; give critic.weights, or set the rank to 0"
+        )
     for role, lora, model in (
         ("actor", config.actor.lora, config.actor.model),
         ("critic", config.critic.lora, config.critic_model),

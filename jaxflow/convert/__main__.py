@@ -1,7 +1,7 @@
 """Weights from and to the PyTorch world, from the command line.
 
     python -m jaxflow.convert import HF_DIR OUT
-    python -m jaxflow.convert export RUN_OR_WEIGHTS OUT [--role critic] [--step 120] [--dtype bfloat16] …
+    python -m jaxflow.convert export RUN_OR_WEIGHTS OUT [--role critic] [--step 120] [--adapter] [--dtype bfloat16] …
     python -m jaxflow.convert inspect DIR
     python -m jaxflow.convert compare A B
 
@@ -23,7 +23,13 @@ from pathlib import Path
 # Converting needs no accelerator, and one may be in use. Said before JAX is imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-from jaxflow.convert.actions import compare_weights, export_weights, import_checkpoint, inspect_weights
+from jaxflow.convert.actions import (
+    compare_weights,
+    export_adapters,
+    export_weights,
+    import_checkpoint,
+    inspect_weights,
+)
 from jaxflow.convert.stored import ROLES
 from jaxflow.models.weights_out import MOST_BYTES_PER_FILE, STORED_DTYPES
 from jaxflow.types import UserError
@@ -55,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--role", choices=ROLES, default="actor", help="of a run; default: actor")
     one.add_argument(
         "--step", type=int, help="checkpoint of a run; 0: before the first step; default: the newest"
+    )
+    one.add_argument(
+        "--adapter",
+        action="store_true",
+        help="write the adapters of a role that has some as the peft library reads them; default: merged",
     )
     one.add_argument("--dtype", choices=tuple(STORED_DTYPES), default="bfloat16", help="default: bfloat16")
     one.add_argument("--tokenizer", type=Path, metavar="DIR", help="its files go along; default: the run's")
@@ -118,6 +129,8 @@ def main(arguments: Sequence[str]) -> int:
         lines = import_checkpoint(asked.checkpoint, asked.out)
     elif asked.action == "inspect":
         lines = inspect_weights(asked.directory)
+    elif asked.adapter:
+        lines = export_adapters(asked.source, asked.out, asked.role, asked.step, asked.dtype)
     else:
         lines = export_weights(
             asked.source,

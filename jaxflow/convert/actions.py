@@ -14,12 +14,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxflow.convert.stored import Stored, find_source, open_stored, own_entries, role_of
+from jaxflow.convert.adapted import Adapted
+from jaxflow.convert.stored import Stored, any_entries, find_source, open_stored, own_entries, role_of
 from jaxflow.data.tokenizer import HuggingFaceTokenizer
+from jaxflow.engine.adapter_files import holds_adapters
 from jaxflow.engine.state import save_weights
+from jaxflow.models.adapters_out import write_adapters
 from jaxflow.models.config_json import rewrite_config, write_config
 from jaxflow.models.decoder_config import DecoderConfig
-from jaxflow.models.description import CONFIG_FILE, is_checkpoint
+from jaxflow.models.description import CONFIG_FILE, describe_directory, is_checkpoint
 from jaxflow.models.families import SCALAR, TOKENS
 from jaxflow.models.tensor_files import read_json
 from jaxflow.models.transformer import LanguageModel, ScalarModel, describe
@@ -57,12 +60,17 @@ def export_weights(
     most_positions: int,
     most_bytes_per_file: int,
 ) -> Iterator[str]:
-    """Write weights of a run or a folder as a Hugging Face checkpoint, a tensor at a time."""
+    """Write weights of a run or a folder as a Hugging Face checkpoint, a tensor at a time; adapters are merged."""
     found = find_source(source, role, step)
     if is_checkpoint(found.weights):
         raise UserError(f"{found.weights}: is a Hugging Face checkpoint already; copy it")
-    entries, _ = own_entries(found.weights)
-    description = open_stored(found.weights).description
+    if holds_adapters(found.weights):
+        adapted = Adapted(found.weights)
+        entries = adapted.merged(any_entries(adapted.base))
+        yield f"{found.weights}: adapters of rank {adapted.note.adapters.rank}, merged into {adapted.base}"
+    else:
+        entries, _ = own_entries(found.weights)
+    description = describe_directory(found.weights)
     decoder, head = description.decoder, description.head
     if tokenizer is None:
         tokenizer = found.tokenizer
@@ -81,6 +89,31 @@ def export_weights(
     yield f"{found.weights} → {out}: {config['architectures'][0]}, {size:,} bytes in {dtype}"
     if tokenizer is None:
         yield "no tokenizer was copied: the run has its task's own; --tokenizer names another"
+
+
+def export_adapters(source: Path, out: Path, role: str, step: int | None, dtype: str) -> Iterator[str]:
+    """Write the adapters of a run's role as a directory that the peft library loads."""
+    found = find_source(source, role, step)
+    if not holds_adapters(found.weights):
+        raise UserError(f"{found.weights}: holds no adapters; export it without --adapter")
+    adapted = Adapted(found.weights)
+    description, adapters = adapted.description, adapted.note.adapters
+    size = write_adapters(
+        out,
+        description.decoder,
+        description.head,
+        adapters,
+        adapted.halves,
+        adapted.scalar_head(),
+        dtype,
+        str(adapted.base),
+    )
+    yield f"{found.weights} → {out}: adapters of rank {adapters.rank}, {size:,} bytes in {dtype}"
+    if not is_checkpoint(adapted.base):
+        yield (
+            f"their base {adapted.base} is jaxflow's: export it too, and set base_model_name_or_path in"
+            f" {out / 'adapter_config.json'} to where it goes"
+        )
 
 
 def _special_tokens(directory: Path) -> dict[str, object]:

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxflow.config import from_json
+from jaxflow.convert.adapted import Adapted
+from jaxflow.engine.adapter_files import holds_adapters
 from jaxflow.engine.checkpoint import SavedArrays
 from jaxflow.models.description import OWN_FILE, Description, describe_directory, is_checkpoint
 from jaxflow.models.weight_names import Weight, weights_of
@@ -47,6 +49,8 @@ class Stored:
 def open_stored(directory: Path) -> Stored:
     """Open weights of jaxflow or a Hugging Face checkpoint; UserError where it is neither or damaged."""
     description = describe_directory(directory)
+    if holds_adapters(directory):
+        return _open_adapted(directory)
     if not (directory / OWN_FILE).is_file() and is_checkpoint(directory):
         held = open_checkpoint(directory).tensors
         names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -56,14 +60,45 @@ def open_stored(directory: Path) -> Stored:
         }
         return Stored(directory, description, tensors, lambda name: np.asarray(held[name].mapped()))
     entries, types = own_entries(directory)
+    dtypes = {path: has.partition("[")[0] for path, has in types.items()}
+    return _of_entries(directory, description, entries, dtypes)
+
+
+def _open_adapted(directory: Path) -> Stored:
+    """Open adapters and their base as the weights that they merge into."""
+    adapted = Adapted(directory)
+    paths = [weight.path for weight in weights_of(adapted.description.decoder, adapted.description.head)]
+    entries = adapted.merged(any_entries(adapted.base))
+    return _of_entries(directory, adapted.description, entries, dict.fromkeys(paths, "float32"))
+
+
+def any_entries(directory: Path) -> Entries:
+    """Return how to read entries of weights of either kind, each in the weight's own layout."""
+    if (directory / OWN_FILE).is_file() or not is_checkpoint(directory):
+        return own_entries(directory)[0]
+    stored = open_stored(directory)
+
+    def entry(weight: Weight, index: tuple[int, ...]) -> np.ndarray:
+        name = weight.name(index)
+        if name not in stored.tensors:
+            raise UserError(f"{directory}: holds no {name}")
+        out = np.zeros(weight.shape[len(weight.stack) :], np.float32)
+        weight.cut(stored.read(name), (slice(None),) * out.ndim, out)
+        return out
+
+    return entry
+
+
+def _of_entries(
+    directory: Path, description: Description, entries: Entries, dtypes: Mapping[tuple[str, ...], str]
+) -> Stored:
     places: dict[str, tuple[Weight, tuple[int, ...]]] = {
         name: (weight, index)
         for weight in weights_of(description.decoder, description.head)
         for index, name in weight.tensors()
     }
     tensors = {
-        name: Tensor(weight.tensor_shape, types[weight.path].partition("[")[0], "")
-        for name, (weight, _) in places.items()
+        name: Tensor(weight.tensor_shape, dtypes[weight.path], "") for name, (weight, _) in places.items()
     }
 
     def read(name: str) -> np.ndarray:
@@ -138,7 +173,9 @@ def find_source(directory: Path, role: str, step: int | None) -> Source:
     checkpoint = None if step == 0 else run.latest() if step is None else run.at(step)
     # A reward model is never trained: its weights are those of the beginning.
     if checkpoint is not None and (checkpoint.path / role).is_dir():
-        return Source(checkpoint.path / role / "weights", tokenizer, like)
+        saved = checkpoint.path / role
+        adapted = (saved / "adapters").is_dir()
+        return Source(saved / ("adapters" if adapted else "weights"), tokenizer, like)
     initial = run.initial()
     if initial is not None and (initial / role).is_dir():
         return Source(initial / role, tokenizer, like)

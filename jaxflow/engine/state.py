@@ -101,11 +101,8 @@ def save_state(directory: Path, model: Model, state: TrainState) -> None:
 
     Of a model with adapters it is written what is trained, into `adapters` instead: the rest is where it came from.
     """
-    if model.adapters is None:
-        save_weights(directory / "weights", model, state.params)
-    else:
-        for part, tree in model.trained(state.params).items():
-            save_arrays(directory / "adapters" / part, tree)
+    folder = "weights" if model.adapters is None else "adapters"
+    save_weights(directory / folder, model, model.trained(state.params))
     save_arrays(directory / "optimizer", _beside_weights(state))
 
 

@@ -7,6 +7,7 @@ mesh, no optimizer and no file.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,7 +22,8 @@ from jaxflow.models.layers import named_weight, project
 SUFFIX = "_adapter"
 ATTENTION_TARGETS, MLP_TARGETS = ("query", "key", "value", "output"), ("gate", "up", "down")
 TARGETS = ATTENTION_TARGETS + MLP_TARGETS
-_INPUTS = {"output": 2}  # dimensions that a weight contracts, heads and their width; one for all others
+INPUTS = {"output": 2}
+"""Dimensions that a weight contracts where they are several: heads and their width."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Adapter(nnx.Module):
     """(α/r)·(x·reduce)·expand beside one weight; nothing at first, for `expand` begins at zero."""
 
     def __init__(self, adapters: Adapters, target: str, weight: nnx.Param, rngs: nnx.Rngs):
-        inputs, names = _INPUTS.get(target, 1), weight.get_metadata()["out_sharding"]
+        inputs, names = INPUTS.get(target, 1), weight.get_metadata()["out_sharding"]
         bound = math.prod(weight.shape[:inputs]) ** -0.5
         shape = (*weight.shape[:inputs], adapters.rank)
         drawn = jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)
@@ -107,8 +109,14 @@ def merged(params: Mapping[str, Any], adapters: Adapters) -> dict[str, Any]:
         whole[key] = merged(value, adapters) if isinstance(value, Mapping) else value
         if key + SUFFIX in params:
             beside = params[key + SUFFIX]
-            inputs, outputs = "mn"[: _INPUTS.get(key, 1)], "opq"[: beside["expand"].ndim - 2]
-            product = f"l{inputs}r,lr{outputs}->l{inputs}{outputs}"
-            change = jnp.einsum(product, beside["reduce"], beside["expand"]) * adapters.scale
-            whole[key] = value.astype(jnp.float32) + change
+            change = jax.vmap(functools.partial(product, key, einsum=jnp.einsum))(
+                beside["reduce"], beside["expand"]
+            )
+            whole[key] = value.astype(jnp.float32) + change * adapters.scale
     return whole
+
+
+def product(target: str, reduce: Array, expand: Array, einsum: Callable[..., Array]) -> Array:
+    """Return reduce·expand of one layer in the shape of the weight that they stand beside."""
+    inputs, outputs = "mn"[: INPUTS.get(target, 1)], "opq"[: expand.ndim - 1]
+    return einsum(f"{inputs}r,r{outputs}->{inputs}{outputs}", reduce, expand)

@@ -109,8 +109,8 @@ def write_checkpoint(
             for file, held in files.items():
                 write_tensors(folder / file, held, read)
             if len(files) > 1:
-                _write_json(folder / INDEX_FILE, index_of(files))
-            _write_json(folder / CONFIG_FILE, config)
+                write_json(folder / INDEX_FILE, index_of(files))
+            write_json(folder / CONFIG_FILE, config)
             if tokenizer is not None:
                 copy_tokenizer(tokenizer, folder)
     finally:
@@ -154,7 +154,8 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
         shutil.copyfile(file, folder / file.name)
 
 
-def _write_json(file: Path, value: Mapping[str, object]) -> None:
+def write_json(file: Path, value: Mapping[str, object]) -> None:
+    """Write a tree of JSON values so that it is on the disk when this returns."""
     with file.open("w", encoding="utf-8") as opened:
         json.dump(value, opened, indent=2)
         opened.write("\n")

@@ -6,12 +6,12 @@ Knows no algorithm: the loss is given. Knows no transport.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
 
 from jaxflow.config import Config, OptimizerConfig
+from jaxflow.engine.adapter_files import AdapterNote, read_note, write_note
 from jaxflow.engine.optimizer import Optimizer
 from jaxflow.engine.sharding import Layout
 from jaxflow.engine.state import (
@@ -30,7 +30,7 @@ from jaxflow.models.transformer import Model, Params
 from jaxflow.models.weights_in import ReadReport
 from jaxflow.types import UserError
 
-_BASE_FILE = "base.json"
+_ADAPTERS = "adapters"  # folder of a checkpoint
 
 
 def optimizer_of(config: OptimizerConfig, total_updates: int) -> Optimizer:
@@ -50,25 +50,6 @@ def taught(
     return TrainedModel(trainer, settings.max_skipped_updates, config.run.seed, stream)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Base:
-    """Where the weights beside adapters come from: a checkpoint holds what is trained, and this."""
-
-    directory: str  # of saved weights; empty: random ones, of the run's seed
-
-    @classmethod
-    def read(cls, checkpoint: Path) -> _Base:
-        file = checkpoint / _BASE_FILE
-        if not file.is_file():
-            raise UserError(
-                f"{file}: is not there; {checkpoint} was saved without adapters: set lora.rank to 0"
-            )
-        return cls(**json.loads(file.read_text(encoding="utf-8")))
-
-    def write(self, checkpoint: Path) -> None:
-        (checkpoint / _BASE_FILE).write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
-
-
 class TrainedModel:
     """A model with its training state on one layout."""
 
@@ -78,7 +59,7 @@ class TrainedModel:
         self._model, self._layout = trainer.model, trainer.layout
         self._max_skipped_updates = max_skipped_updates
         self._state: TrainState | None = None
-        self._base = _Base("")
+        self._base = ""  # directory of the weights beside adapters; empty: random ones
 
     @property
     def params(self) -> Params:
@@ -96,7 +77,7 @@ class TrainedModel:
         return self._state
 
     def _begin(self, params: Params, directory: str) -> None:
-        self._base = _Base(directory)
+        self._base = directory
         self._state = new_state(self._model, self._layout, self._trainer.transformation, params)
 
     def _with_adapters(self, params: Params) -> Params:
@@ -148,22 +129,27 @@ class TrainedModel:
         """Write all state that the next update depends on."""
         save_state(directory, self._model, self._existing_state())
         if self._model.adapters is not None and jax.process_index() == 0:
-            self._base.write(directory)
+            write_note(directory / _ADAPTERS, AdapterNote(self._model.adapters, self._base))
 
     def restore(self, directory: Path) -> None:
         """Continue from a saved state."""
         frozen = {}
         if self._model.adapters is not None:
-            self._base = _Base.read(directory)
+            note = read_note(directory / _ADAPTERS)
+            if note.adapters != self._model.adapters:
+                raise UserError(
+                    f"{directory}: was saved with {note.adapters}, the config asks {self._model.adapters}"
+                )
+            self._base = note.base
             frozen = self._model.frozen(self._restored_base())
         transformation = self._trainer.transformation
         self._state = restore_state(directory, self._model, self._layout, transformation, frozen)
 
     def _restored_base(self) -> Params:
-        if not self._base.directory:
+        if not self._base:
             return new_weights(self._model, self._layout, self._seed, self._stream)
         parts = tuple(self._model.frozen(self._model.shapes))
-        return load_weights(Path(self._base.directory), self._model.base, self._layout, parts)[0]
+        return load_weights(Path(self._base), self._model.base, self._layout, parts)[0]
 
     def save_weights(self, directory: Path) -> None:
         """Write the weights alone."""

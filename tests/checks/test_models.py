@@ -44,6 +44,10 @@ def test_a_difference_that_cannot_be_is_refused(changes, expected):
             {"actor__lora__rank": 2, "actor__model__experts": 4, "actor__model__experts_per_token": 2},
             "actor.lora.targets: gate, up, down are a mixture's experts, which cannot be adapted",
         ),
+        (
+            {"critic__lora__rank": 2, "critic__model__layers": 2},
+            "begins with random weights, which would never",
+        ),
         ({"actor__lora__rank": 500}, "actor.lora.rank = 500 is above the model's width = 128"),
     ],
 )

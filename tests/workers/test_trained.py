@@ -1,5 +1,7 @@
 """A model with adapters: what is trained moves and is saved, what is not stays where it came from."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import tiny
 
 from jaxflow.algorithms.losses import SupervisedLoss
+from jaxflow.engine.adapter_files import AdapterNote, write_note
 from jaxflow.engine.merging import merging
 from jaxflow.engine.sharding import generation_layout, training_layout
 from jaxflow.engine.state import save_weights
@@ -55,7 +58,6 @@ def test_adapters_learn_beside_a_narrow_base_and_resume_bit_by_bit(base, tmp_pat
     model.save(tmp_path / "saved")
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
         "adapters",
-        "base.json",
         "optimizer",
     ]
 
@@ -79,8 +81,12 @@ def test_adapters_learn_beside_a_narrow_base_and_resume_bit_by_bit(base, tmp_pat
 
 
 def test_a_base_that_is_gone_or_was_never_named_is_told(tmp_path):
-    with pytest.raises(UserError, match="saved without adapters"):
+    with pytest.raises(UserError, match="has no adapters"):
         trained_model((1, 1, 1, 1)).restore(tmp_path)
-    (tmp_path / "base.json").write_text('{"directory": "/nowhere"}')
+    (tmp_path / "adapters").mkdir()
+    write_note(tmp_path / "adapters", AdapterNote(dataclasses.replace(ADAPTERS, alpha=5.0), ""))
+    with pytest.raises(UserError, match=r"alpha=5\.0.*the config asks.*alpha=4\.0"):
+        trained_model((1, 1, 1, 1)).restore(tmp_path)
+    write_note(tmp_path / "adapters", AdapterNote(ADAPTERS, "/nowhere"))
     with pytest.raises(UserError, match="/nowhere"):
         trained_model((1, 1, 1, 1)).restore(tmp_path)

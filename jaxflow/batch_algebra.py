@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from jaxflow.config import ActorConfig, Config, CriticConfig
 from jaxflow.engine.batching import plan_micro_batches
+from jaxflow.engine.pipeline import bubble
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.placement import MeshSizes, PoolPlan, describe_pool, plan_pools, role_adapters, roles_with_models
 
@@ -24,6 +25,9 @@ class UpdatePlan:
     updates_per_step: int  # mini-batches × passes
     total_updates: int  # of the run: where the learning-rate schedule ends
     microbatches_if_longest: int  # per mini-batch, were every sequence the longest
+    pipeline_bubble: (
+        float  # share of the time that a stage idles, were every sequence the longest; 0: one stage
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +65,8 @@ def derive(config: Config, vocabulary_size: int) -> Derived:
         longest_sequence_tokens=longest_sequence_tokens(config),
         generation_rows=rows,
         generation_rounds=parts * math.ceil(rows // parts / config.rollout.sequences_per_device),
-        actor=_update_plan(config, config.actor, meshes["actor"].training_replicas),
-        critic=_update_plan(config, config.critic, meshes["critic"].training_replicas)
-        if "critic" in meshes
-        else None,
+        actor=_update_plan(config, config.actor, meshes["actor"]),
+        critic=_update_plan(config, config.critic, meshes["critic"]) if "critic" in meshes else None,
     )
 
 
@@ -107,11 +109,12 @@ def describe(config: Config, derived: Derived) -> str:
 def _describe_updates(
     role: str, sequences: int, plan: UpdatePlan, config: ActorConfig | CriticConfig
 ) -> tuple[str, str]:
+    idle = f"; pipeline stages idle {plan.pipeline_bubble:.1%}" if plan.pipeline_bubble > 0.0 else ""
     return (
         f"  {role:<10}  {sequences} sequences → {plan.minibatches} mini-batches of {plan.minibatch_sequences}"
         f" × {config.update_epochs} epochs = {plan.updates_per_step} updates",
         f"              micro-batches of at most {config.microbatch_tokens_per_device} padded tokens per"
-        f" device: {plan.microbatches_if_longest} per mini-batch if every sequence is the longest",
+        f" device: {plan.microbatches_if_longest} per mini-batch if every sequence is the longest{idle}",
     )
 
 
@@ -131,13 +134,15 @@ def with_vocabulary(model: DecoderConfig, vocabulary_size: int) -> DecoderConfig
     return dataclasses.replace(model, vocabulary_size=chosen)
 
 
-def _update_plan(config: Config, role: ActorConfig | CriticConfig, replicas: int) -> UpdatePlan:
+def _update_plan(config: Config, role: ActorConfig | CriticConfig, mesh: MeshSizes) -> UpdatePlan:
     updates = sequences_per_step(config) // role.minibatch_sequences * role.update_epochs
     longest = [longest_sequence_tokens(config)] * role.minibatch_sequences
+    passes = plan_micro_batches(longest, role.microbatch_tokens_per_device, mesh.training_replicas)
     return UpdatePlan(
         minibatch_sequences=role.minibatch_sequences,
         minibatches=sequences_per_step(config) // role.minibatch_sequences,
         updates_per_step=updates,
         total_updates=updates * config.run.total_steps,
-        microbatches_if_longest=len(plan_micro_batches(longest, role.microbatch_tokens_per_device, replicas)),
+        microbatches_if_longest=len(passes),
+        pipeline_bubble=bubble(passes, mesh.stages),
     )

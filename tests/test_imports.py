@@ -45,7 +45,14 @@ ALLOWED = {
         "models.transformer",
         "engine.sharding",
     },
-    "batch_algebra": {"types", "config", "placement", "engine.batching", "models.decoder_config"},
+    "batch_algebra": {
+        "types",
+        "config",
+        "placement",
+        "engine.batching",
+        "engine.pipeline",
+        "models.decoder_config",
+    },
     "checks": {
         "types",
         "config",

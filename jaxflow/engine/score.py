@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from jaxflow.engine import attention
 from jaxflow.engine.batching import plan_micro_batches, scatter, sequences_per_row, take
 from jaxflow.engine.experts import experts_over
+from jaxflow.engine.pipeline import over_stages
 from jaxflow.engine.rows import Rows
 from jaxflow.engine.sharding import Layout
 from jaxflow.models.layers import Surroundings
@@ -30,7 +31,7 @@ def hidden_states(
 ) -> Float[Array, "B T D"]:
     """Run the decoder over right-padded sequences."""
     attend = attention.whole_sequence(layout.mesh.devices.flat[0].platform)
-    around = Surroundings(attend, layout.constrain, mix_experts=experts_over(layout))
+    around = Surroundings(attend, layout.constrain, over_stages(layout), experts_over(layout))
     return module.backbone(tokens, around)
 
 

@@ -82,6 +82,11 @@ class Layout:
         """Count the shards of the batch dimension."""
         return self._ways(self.axes["batch"])
 
+    @property
+    def stages(self) -> int:
+        """Count the pipeline stages that the layers are cut into."""
+        return self._ways(self.axes["layers"])
+
 
 def fitting_prefix(size: int, axes: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[str, ...]:
     """Return the longest prefix of mesh axes whose product divides a size."""

@@ -18,8 +18,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Int
 
-from jaxflow.engine.batching import plan_blocks, sequences_per_row, take
+from jaxflow.engine.batching import MicroBatch, plan_blocks, sequences_per_row, take
 from jaxflow.engine.optimizer import Optimizer
+from jaxflow.engine.pipeline import bubble
 from jaxflow.engine.rows import Rows
 from jaxflow.engine.score import token_log_probs, token_values
 from jaxflow.engine.sharding import Layout
@@ -140,8 +141,8 @@ class Trainer:
         """Do one optimizer update on one mini-batch of host arrays; takes the state's buffers over.
 
         Returns the new state and its report: the loss's parts (already mini-batch values), `grad_norm` before
-        the clip, `lr`, and `skipped` (updates skipped in a row; 0 when this one was applied). A gradient that
-        is not finite leaves weights and moments untouched.
+        the clip, `lr`, and `skipped` (updates skipped in a row; 0 when this one was applied); with stages also
+        `pipeline_bubble`. A gradient that is not finite leaves weights and moments untouched.
         """
         sizes = self._gather_sizes(batch)
         return self._update(state, [(batch, sizes, self._loss)], np.arange(len(sizes.lengths)))
@@ -152,38 +153,45 @@ class Trainer:
         both = self._rows.gather(np.stack([np.asarray(batch.lengths, np.int32), response_tokens], axis=1))
         return _Sizes(both[:, 0], both[:, 1])
 
-    def _micro_batches(
+    def _planned(
         self, batch: TrainingBatch, sizes: _Sizes, members: Int[np.ndarray, "b"]
-    ) -> Iterator[TrainingBatch]:
-        """Yield some rows of a whole batch on the devices, a micro-batch at a time."""
-        total = len(sizes.lengths)
+    ) -> list[MicroBatch]:
+        """Cut some rows of a whole batch into micro-batches."""
         budget = self._tokens_per_device // sequences_per_row(batch.tokens)
-        for micro in plan_blocks(sizes.lengths, self._rows.split(members, total), budget):
-            mine = self._rows.local(micro.rows, total)
-            yield self._rows.place(take(batch, mine, micro.padded_length))
+        return plan_blocks(sizes.lengths, self._rows.split(members, len(sizes.lengths)), budget)
+
+    def _placed(self, batch: TrainingBatch, micro: MicroBatch, total: int) -> TrainingBatch:
+        """Put a micro-batch of a whole batch of `total` rows onto the devices."""
+        return self._rows.place(take(batch, self._rows.local(micro.rows, total), micro.padded_length))
 
     def _update(
         self, state: TrainState, lessons: Sequence[_Lesson], members: Int[np.ndarray, "b"]
     ) -> tuple[TrainState, dict[str, np.ndarray]]:
         """Update on some rows of each whole batch, of which this process holds its blocks'."""
-        gradients, parts = self._zeros(), list[Mapping[str, Array]]()
+        gradients, parts, passes = self._zeros(), list[Mapping[str, Array]](), list[MicroBatch]()
         for batch, sizes, loss in lessons:
             counts = count(sizes.response_tokens[members])
-            for placed in self._micro_batches(batch, sizes, members):
+            planned = self._planned(batch, sizes, members)
+            passes += planned
+            for micro in planned:
+                placed = self._placed(batch, micro, len(sizes.lengths))
                 gradients, part = self._accumulate(state.params, gradients, placed, counts, loss)
                 parts.append(part)
         state, report = self._apply(state, gradients)
         report = dict(report)
         for name in {name: None for part in parts for name in part}:
             report[name] = functools.reduce(jnp.add, [part[name] for part in parts if name in part])
+        if self.layout.stages > 1:
+            report["pipeline_bubble"] = np.float32(bubble(passes, self.layout.stages))
         return state, report
 
     def measure(self, params: Params, batch: TrainingBatch) -> dict[str, float]:
         """Return the loss's parts over a whole batch under these weights; nothing is learnt from it."""
         sizes = self._gather_sizes(batch)
         counts, everyone = count(sizes.response_tokens), np.arange(len(sizes.lengths))
-        micro_batches = self._micro_batches(batch, sizes, everyone)
-        said = [self._measure(params, placed, counts, self._loss)[1] for placed in micro_batches]
+        planned = self._planned(batch, sizes, everyone)
+        placed = (self._placed(batch, micro, len(everyone)) for micro in planned)
+        said = [self._measure(params, one, counts, self._loss)[1] for one in placed]
         return {name: float(sum(float(parts[name]) for parts in said)) for name in said[0]}
 
     def epochs(

@@ -57,23 +57,25 @@ def count_rows(files: Sequence[str]) -> int | None:
 def of_verl(
     arguments: Sequence[str], command: str | None, rows: int | None, environment: Mapping[str, str]
 ) -> Request:
-    """Read `CONFIG.yaml|SCRIPT.sh [key=value …]`, or a command line and keys on top of it.
+    """Read a YAML file, a script or command line on top of it, and keys on top of both; one of the two may lack.
 
     Raises:
       UserError: no config is given, or it cannot be read.
     """
     files = [argument for argument in arguments if _is_file(argument)]
+    configs = [file for file in files if file.endswith((".yaml", ".yml"))]
+    scripts = [file for file in files if file not in configs]
     overrides = [argument for argument in arguments if argument not in files]
-    if (command is None) == (not files) or len(files) > 1:
-        raise UserError('the command line: give one CONFIG.yaml or SCRIPT.sh, or --command="… main_ppo …"')
-    values: dict[str, object] = {}
-    if files and pathlib.Path(files[0]).suffix in (".yaml", ".yml"):
-        values = hydra.read_yaml(pathlib.Path(files[0]))
-    else:
-        script = command if command is not None else _read(files[0])
+    given = len(configs), len(scripts) + (command is not None)
+    if max(given) > 1 or not any(given):
+        raise UserError('the command line: give a CONFIG.yaml, a SCRIPT.sh or --command="… main_ppo …"')
+    values = hydra.read_yaml(pathlib.Path(configs[0])) if configs else {}
+    if scripts or command is not None:
+        script = command if command is not None else _read(scripts[0])
         words = shell.read_command(script, environment, _starts_verl, "verl (verl.trainer.main_ppo)")
         begin = next(place for place, word in enumerate(words) if _is_program(word)) + 1
-        overrides = [*_without_flags(words[begin:]), *overrides]
+        # Beside a YAML file the flags say where Hydra would have found it.
+        overrides = [*_without_flags(words[begin:], keep=not configs), *overrides]
     merged = hydra.override(values, overrides)
     removed = tuple(key for key, value in merged.items() if isinstance(value, hydra.Deleted))
     given = {key: value for key, value in merged.items() if key not in removed}
@@ -81,8 +83,10 @@ def of_verl(
     if rows is None:
         today = {VERL.today(key): value for key, value in resolved.items()}
         rows = count_rows(train_files(Values(today, VERL.defaults)))
-    source = files[0] if files else "a command line"
-    return Request(VERL, resolved, removed, rows, source, pathlib.Path(source).stem if files else "verl_run")
+    source = " and ".join([*files, *(["a command line"] if command is not None else [])])
+    return Request(
+        VERL, resolved, removed, rows, source, pathlib.Path(files[0]).stem if files else "verl_run"
+    )
 
 
 def of_trl(
@@ -144,8 +148,8 @@ def _has_flags(words: Sequence[str]) -> bool:
     return any(word.startswith("--") for word in words)
 
 
-def _without_flags(words: Sequence[str]) -> list[str]:
-    """Turn Hydra's own flags into keys; what follows the program otherwise are overrides."""
+def _without_flags(words: Sequence[str], keep: bool) -> list[str]:
+    """Turn Hydra's own flags into keys, or leave them out; what follows the program otherwise are overrides."""
     overrides: list[str] = []
     waiting = list(words)
     short = {"-cn": "--config-name", "-cp": "--config-path"}
@@ -157,7 +161,8 @@ def _without_flags(words: Sequence[str]) -> list[str]:
             continue
         if not equals and waiting:
             value = waiting.pop(0)
-        overrides.append(f"{name.removeprefix('--')}='{value.removesuffix('.yaml')}'")
+        if keep:
+            overrides.append(f"{name.removeprefix('--')}='{value.removesuffix('.yaml')}'")
     return overrides
 
 

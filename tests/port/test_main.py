@@ -67,6 +67,24 @@ def test_a_yaml_file_with_overrides_becomes_the_same_run(folder):
     assert script == yaml
 
 
+def test_a_script_that_names_a_yaml_file_is_read_on_top_of_it(folder):
+    (folder / "own.yaml").write_text(
+        "defaults: [ppo_megatron_trainer]\ntrainer: {total_epochs: 2, save_freq: 7}\n"
+    )
+    main(
+        [
+            "verl",
+            "own.yaml",
+            "--command",
+            "python3 -m verl.trainer.main_ppo --config-name=own trainer.save_freq=9",
+            "--rows=4096",
+        ]
+    )
+    text = (folder / "own.py").read_text()
+    assert "From own.yaml and a command line" in text and "Not ported" not in text
+    assert "config.checkpoint.every_steps = 9" in text and "Megatron" in text
+
+
 def test_a_command_line_is_enough_and_rows_can_be_said(folder, capsys):
     command = "python3 -m verl.trainer.main_ppo data.train_batch_size=10 trainer.total_epochs=2"
     main(["verl", "--command", command, "--rows=105", "--out=c.py"])
@@ -94,8 +112,9 @@ def test_files_are_not_written_over_unless_asked(folder):
     ("arguments", "message"),
     [
         (["openrlhf", "x.yaml"], "verl or trl"),
-        (["verl"], "give one CONFIG"),
-        (["verl", "a.yaml", "b.yaml"], "give one CONFIG"),
+        (["verl"], "give a CONFIG"),
+        (["verl", "a.yaml", "b.yaml"], "give a CONFIG"),
+        (["verl", "run.sh", "--command", "main_ppo"], "give a CONFIG"),
         (["verl", "gone.yaml"], r"gone\.yaml"),
         (["verl", "run.sh", "data.train_batchsize=1"], "nearest: data.train_batch_size"),
         (["verl", "run.sh", "--rows=many"], "a number of prompts"),

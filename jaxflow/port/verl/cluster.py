@@ -31,6 +31,7 @@ KEYS: tuple[Key, ...] = (
         "a config of your own",
         "give its file",
     ),
+    Key("config-dir", None, (None,), "a folder of configs of your own", "give the file itself"),
     Key("config-path", None, (None,), "a folder of configs of your own", "give the file itself"),
     Key(
         "model_engine",
@@ -149,9 +150,11 @@ def _keep(values: Values) -> Outcome:
 
 
 def _tensorboard(values: Values) -> Outcome:
+    if "trainer.logger" not in values.given:
+        return Idle("the console, metrics.jsonl and TensorBoard")
     loggers = values["trainer.logger"]
     loggers = [loggers] if isinstance(loggers, str) else loggers
-    if "trainer.logger" in values.given and (others := [name for name in loggers if name not in _WRITTEN]):
+    if others := [name for name in loggers if name not in _WRITTEN]:
         return Refused(
             f"jaxflow does not write to {', '.join(map(str, others))}",
             "metrics.jsonl and TensorBoard have verl's metric names; send them on from there",

@@ -20,6 +20,8 @@ _MANAGERS = {
     **dict.fromkeys(("naive", "prime", "gdpo", "limited", "remote"), "naive"),
 }
 
+_PLACEHOLDER = "not given: this is verl's placeholder"
+
 KEYS: tuple[Key, ...] = (
     Key("data.tokenizer", None),
     Key("data.train_files", "~/data/rlhf/gsm8k/train.parquet"),
@@ -120,10 +122,12 @@ def _shown(path: str) -> str:
 
 
 def _train_files(values: Values) -> Outcome:
-    return Is(train_files(values))
+    return Is(train_files(values), "" if "data.train_files" in values.given else _PLACEHOLDER)
 
 
 def _validation_files(values: Values) -> Outcome:
+    if "data.val_files" not in values.given:
+        return Idle("verl's default is a placeholder: nothing is validated on")
     return Is(_files(values, "data.val_files"))
 
 
@@ -162,7 +166,7 @@ def _tokenizer(values: Values) -> Outcome:
 
 def _weights(values: Values) -> Outcome:
     path = _directory(values[f"{MODEL}.path"])
-    return Is(path, _shown(path))
+    return Is(path, _shown(path) if f"{MODEL}.path" in values.given else _PLACEHOLDER)
 
 
 def _critic_weights(values: Values) -> Outcome:

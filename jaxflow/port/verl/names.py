@@ -49,7 +49,7 @@ _MULTI_TURN_INSTEAD = "port the single-turn part; tools and turns have no counte
 
 OWN_KEYS: tuple[Key, ...] = (
     *_own(("**",), "a Python class of verl's", {"_target_": None}),
-    Key("defaults", None, None, "names verl's own files of defaults, which are applied here"),
+    Key("defaults", None, None, "names verl's files of defaults, which are applied here"),
     Key("hydra.**", None, None, "Hydra's own"),
     *_own(_FSDP, _ENGINE_WHY, ENGINE),
     *_own(_MEGATRON, _ENGINE_WHY, MEGATRON_ENGINE),

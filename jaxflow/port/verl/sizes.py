@@ -18,8 +18,8 @@ MODEL = "actor_rollout_ref.model"
 
 def is_megatron(values: Values) -> bool:
     """Return whether training runs in Megatron, whose parallelism has keys of its own."""
-    named = values["model_engine"] == "megatron" or "megatron" in str(values["config-name"])
-    return named or values[f"{ACTOR}.strategy"] == "megatron"
+    files = (values["config-name"], values["defaults"], values["actor@actor_rollout_ref.actor"])
+    return "megatron" in (values["model_engine"], values[f"{ACTOR}.strategy"]) or "megatron" in str(files)
 
 
 def has_critic(values: Values) -> bool:

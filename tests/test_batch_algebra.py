@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pytest
 from good_config import config, split_config
 
 from jaxflow.batch_algebra import UpdatePlan, derive, describe
@@ -21,6 +22,7 @@ def test_the_batch_algebra_is_the_one_computed_by_hand():
         updates_per_step=6,
         total_updates=60,
         microbatches_if_longest=4,
+        pipeline_bubble=0.0,
     )
     critic = derived.critic
     assert (critic.minibatches, critic.updates_per_step, critic.total_updates) == (4, 4, 40)
@@ -41,6 +43,14 @@ def test_each_role_is_planned_on_the_mesh_of_its_own_pool():
     assert derived.critic.microbatches_if_longest == 4
     assert derived.actor.microbatches_if_longest == 4
     assert derived.reward_model == DecoderConfig(vocabulary_size=100, layers=3)
+
+
+def test_stages_idle_as_long_as_their_micro_batches_say():
+    changed = config(cluster__pools__main__mesh__data=1, cluster__pools__main__mesh__pipe=2)
+    derived = derive(changed, 100)
+    # 128 rows on one replica: six times 20 rows in 5 parts, 6 ticks each; 8 rows in 8 parts, 9 ticks.
+    assert derived.actor.pipeline_bubble == pytest.approx(1 - 128 / (6 * 20 / 5 * 6 + 8 / 8 * 9))
+    assert "pipeline stages idle 16.3%" in describe(changed, derived)
 
 
 def test_an_algorithm_without_a_critic_has_no_plan_for_one():

@@ -1,6 +1,6 @@
 """Weights from and to the PyTorch world, from the command line.
 
-    python -m jaxflow.convert import HF_DIR OUT
+    python -m jaxflow.convert import HF_DIR OUT [--adapter PEFT_DIR]
     python -m jaxflow.convert export RUN_OR_WEIGHTS OUT [--role critic] [--step 120] [--adapter] [--dtype bfloat16] …
     python -m jaxflow.convert inspect DIR
     python -m jaxflow.convert compare A B
@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("checkpoint", type=Path, metavar="HF_DIR", help="config.json and safetensors files")
     one.add_argument("out", type=Path, metavar="OUT", help="folder to be made")
+    one.add_argument("--adapter", type=Path, metavar="PEFT_DIR", help="LoRA of the peft library, merged in")
 
     one = actions.add_parser(
         "export",
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str]) -> int:
     if asked.action == "compare":
         return _compare(asked.one, asked.other, asked.tolerance)
     if asked.action == "import":
-        lines = import_checkpoint(asked.checkpoint, asked.out)
+        lines = import_checkpoint(asked.checkpoint, asked.out, asked.adapter)
     elif asked.action == "inspect":
         lines = inspect_weights(asked.directory)
     elif asked.adapter:

@@ -19,6 +19,7 @@ from jaxflow.convert.stored import Stored, any_entries, find_source, open_stored
 from jaxflow.data.tokenizer import HuggingFaceTokenizer
 from jaxflow.engine.adapter_files import holds_adapters
 from jaxflow.engine.state import save_weights
+from jaxflow.models.adapters_in import merge_adapter, open_adapter
 from jaxflow.models.adapters_out import write_adapters
 from jaxflow.models.config_json import rewrite_config, write_config
 from jaxflow.models.decoder_config import DecoderConfig
@@ -26,7 +27,7 @@ from jaxflow.models.description import CONFIG_FILE, describe_directory, is_check
 from jaxflow.models.families import SCALAR, TOKENS
 from jaxflow.models.tensor_files import read_json
 from jaxflow.models.transformer import LanguageModel, ScalarModel, describe
-from jaxflow.models.weight_names import parameter_count
+from jaxflow.models.weight_names import parameter_count, weights_of
 from jaxflow.models.weights_in import open_checkpoint, read_weights
 from jaxflow.models.weights_out import new_folder, write_checkpoint
 from jaxflow.types import UserError
@@ -34,15 +35,19 @@ from jaxflow.types import UserError
 _KINDS = {TOKENS: LanguageModel, SCALAR: ScalarModel}
 
 
-def import_checkpoint(source: Path, out: Path) -> Iterator[str]:
-    """Write a Hugging Face checkpoint as weights of jaxflow's own, float32."""
+def import_checkpoint(source: Path, out: Path, adapter: Path | None) -> Iterator[str]:
+    """Write a Hugging Face checkpoint, a peft adapter merged in if there is one, as float32 weights of jaxflow's."""
     described = open_checkpoint(source).described
     model = describe(described.decoder, _KINDS[described.head])
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    weights = weights_of(described.decoder, described.head)
+    beside = open_adapter(adapter, weights) if adapter is not None else None
+    shardings = jax.tree.map(lambda _: here, model.shapes)
     with new_folder(out) as folder:
-        params, report = read_weights(
-            source, model, jax.tree.map(lambda _: here, model.shapes), tuple(model.shapes)
-        )
+        params, report = read_weights(source, model, shardings, tuple(model.shapes))
+        if beside is not None:
+            params = merge_adapter(beside, params, weights)
+            yield f"{adapter}: adapters of {len(beside.pairs)} tensors, merged"
         save_weights(folder, model, params)
     yield f"read {report.bytes_read:,} bytes, {report.largest_buffer_bytes:,} at once beside the weights"
     yield from report.notes

@@ -21,7 +21,8 @@ from jaxflow.types import UserError
 Halves = Callable[[Weight, tuple[int, ...]], tuple[np.ndarray, np.ndarray]]
 """(adapted weight, its layer) -> (reduce [*in, r], expand [r, *out]) beside it, in the weight's own layout."""
 
-_PREFIX = "base_model.model."
+CONFIG_FILE = "adapter_config.json"
+PREFIX = "base_model.model."  # before every name: peft's wrapper around the model
 
 
 def write_adapters(
@@ -49,7 +50,7 @@ def write_adapters(
     shapes: dict[str, tuple[int, ...]] = {}
     for weight, index, name in _adapted(decoder, head, adapters):
         rows, columns = weight.tensor_shape
-        module = _PREFIX + name.removesuffix(".weight")
+        module = PREFIX + name.removesuffix(".weight")
         for half, shape in ((0, (adapters.rank, columns)), (1, (rows, adapters.rank))):
             key = f"{module}.lora_{'AB'[half]}.weight"
             shapes[key] = shape
@@ -57,8 +58,8 @@ def write_adapters(
                 weight, halves(weight, index)
             )[half]
     if scalar_head is not None:
-        shapes[_PREFIX + SCALAR_HEAD] = (1, decoder.width)
-        sources[_PREFIX + SCALAR_HEAD] = lambda: scalar_head[None]
+        shapes[PREFIX + SCALAR_HEAD] = (1, decoder.width)
+        sources[PREFIX + SCALAR_HEAD] = lambda: scalar_head[None]
     tensors = [NewTensor(name, stored, shape) for name, shape in shapes.items()]
 
     def read(name: str) -> np.ndarray:
@@ -66,7 +67,7 @@ def write_adapters(
 
     with new_folder(out) as folder:
         write_tensors(folder / "adapter_model.safetensors", tensors, read)
-        write_json(folder / "adapter_config.json", _config(decoder, head, adapters, base))
+        write_json(folder / CONFIG_FILE, _config(decoder, head, adapters, base))
     return sum(tensor.bytes for tensor in tensors)
 
 

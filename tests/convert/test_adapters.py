@@ -1,6 +1,8 @@
 """Adapters go out merged, or as the peft library reads them; either way the model is the one that was trained."""
 
+import copy
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import torch
 import transformers
 from models.checkpoints import loaded, logits_of, saved
 from models.families import FAMILIES, VOCABULARY
+from models.test_adapters import peft_model
 
 from jaxflow.convert.__main__ import main
 from jaxflow.convert.actions import export_adapters
@@ -88,3 +91,30 @@ def test_a_critic_s_adapters_take_its_head_along(base, tmp_path):
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     own = peft.PeftModel.from_pretrained(plain.eval(), tmp_path / "out")
     np.testing.assert_allclose(logits_of(own, ROWS)[:, 0], expected[:, -1], atol=1e-4)
+
+
+def test_an_adapter_of_peft_is_merged_as_it_comes_in(base, tmp_path):
+    peft_model().save_pretrained(tmp_path / "adapter")
+    more = ["--adapter", str(tmp_path / "adapter")]
+    assert main(["import", str(base), str(tmp_path / "ours"), *more]) == 0
+    copy.deepcopy(peft_model()).merge_and_unload().save_pretrained(tmp_path / "expected")
+    assert main(["compare", str(tmp_path / "ours"), str(tmp_path / "expected"), "--tolerance", "1e-6"]) == 0
+    assert main(["compare", str(tmp_path / "ours"), str(base), "--tolerance", "1e-2"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"use_dora": True}, "use_dora is True"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"r": 4}, r"lora_A\.weight is \[3, 32\], expected \[4, 32\]"),
+        ({"r": "three"}, "r is 'three'"),
+    ],
+)
+def test_another_kind_of_adapter_is_refused(keys, message, base, tmp_path):
+    peft_model().save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+    with pytest.raises(UserError, match=message):
+        main(["import", str(base), str(tmp_path / "ours"), "--adapter", str(tmp_path)])
+    assert not (tmp_path / "ours").exists()

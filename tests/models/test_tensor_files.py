@@ -1,6 +1,8 @@
 """Safetensors files are read as the format says, and what cannot be true is refused by file and tensor."""
 
 import json
+import os
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -169,3 +171,35 @@ def test_several_files_need_an_index(tmp_path):
         safetensors.numpy.save_file(ARRAYS, tmp_path / f"{name}.safetensors")
     with pytest.raises(UserError, match=r"2 \.safetensors files and no"):
         open_directory(tmp_path)
+
+
+def test_a_huge_header_is_not_read(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes((100_000_000).to_bytes(8, "little") + b"{")
+    os.truncate(file, 200_000_000)  # sparse: no disk is filled
+    tracemalloc.start()
+    with pytest.raises(UserError, match="its header is said to have 100000000 bytes"):
+        open_directory(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_a_file_with_any_byte_changed_is_read_within_its_bounds_or_refused(tmp_path):
+    file = tmp_path / "model.safetensors"
+    write_tensors(file, NEW, ARRAYS.__getitem__)
+    whole = file.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    generator, refused = np.random.default_rng(0), 0
+    for place in range(header):
+        spoilt = bytearray(whole)
+        spoilt[place] ^= 1 << generator.integers(8)
+        file.write_bytes(spoilt)
+        try:
+            tensors = open_directory(tmp_path)
+            read = sum(np.asarray(tensor.mapped()).nbytes for tensor in tensors.values())
+            assert read == len(whole) - header
+        except UserError as error:
+            refused += 1
+            assert str(file) in str(error)
+    assert refused > header // 3

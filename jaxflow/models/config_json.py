@@ -17,6 +17,10 @@ from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.families import FAMILIES, GLOBAL, LOCAL, SCALAR, Family
 from jaxflow.types import UserError
 
+# Checkpoints that read pictures too; their text model is what is computed.
+_WITH_PICTURES = "Gemma3ForConditionalGeneration"
+# What their description of the text model may leave out, and what that means.
+_OF_TEXT: Mapping[str, object] = {"vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4}
 _ONE_LABEL: Mapping[str, object] = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 
 
@@ -27,6 +31,7 @@ class Described:
     family: Family
     decoder: DecoderConfig  # compute_dtype and remat at their defaults
     head: str  # TOKENS or SCALAR
+    with_pictures: bool  # the decoder is a part of a model that reads pictures too
 
 
 def read_config(tree: Mapping[str, object], where: str) -> Described:
@@ -34,7 +39,8 @@ def read_config(tree: Mapping[str, object], where: str) -> Described:
 
     Raises UserError with every key that is missing, wrong, or asks for something else than jaxflow computes.
     """
-    keys = Keys(tree)
+    with_pictures = tree.get("architectures") == [_WITH_PICTURES]
+    keys = Keys(_text_of(tree, where) if with_pictures else tree)
     family, head = _family(keys, where)
     width, heads = keys.size("hidden_size"), keys.size("num_attention_heads")
     layers = keys.size("num_hidden_layers")
@@ -55,7 +61,15 @@ def read_config(tree: Mapping[str, object], where: str) -> Described:
     if head == SCALAR:
         _expect_one_label(keys)
     keys.refuse_the_rest(where)
-    return Described(family, DecoderConfig(**fields), head)
+    return Described(family, DecoderConfig(**fields), head, with_pictures)
+
+
+def _text_of(tree: Mapping[str, object], where: str) -> dict[str, object]:
+    text = tree.get("text_config")
+    if not isinstance(text, Mapping):
+        raise UserError(f"{where}: text_config is missing; it describes the text model of {_WITH_PICTURES}")
+    tied = {"tie_word_embeddings": tree["tie_word_embeddings"]} if "tie_word_embeddings" in tree else {}
+    return {**_OF_TEXT, **text, **tied, "architectures": ["Gemma3ForCausalLM"]}
 
 
 def write_config(decoder: DecoderConfig, head: str, dtype: str, most_positions: int) -> dict[str, object]:
@@ -89,14 +103,14 @@ def rewrite_config(
     """Return a config.json made from another one of the same decoder, for weights that end in this head.
 
     All that it says beside the decoder (special tokens, longest sequence) is kept. None where it is another
-    decoder's; UserError where it cannot be read.
+    decoder's, or more than a decoder's; UserError where it cannot be read.
     """
     described = read_config(tree, where)
     wanted = dataclasses.replace(
         as_stored(decoder),
         tied_embeddings=described.decoder.tied_embeddings if head == SCALAR else decoder.tied_embeddings,
     )
-    if described.decoder != wanted:
+    if described.decoder != wanted or described.with_pictures:
         return None
     ending = _ONE_LABEL if head == SCALAR else {}
     of_head = ("id2label", "label2id", "num_labels", "problem_type", "dtype", "torch_dtype")

@@ -33,6 +33,7 @@ from jaxflow.models.weight_names import (
 )
 from jaxflow.types import UserError
 
+_OF_PICTURES = ("vision_tower.", "multi_modal_projector.")
 _NAMED = 5  # tensors spelled out in an error message
 _COMPARED_BYTES = 2**26  # of two tensors at once
 
@@ -43,7 +44,7 @@ class Checkpoint:
 
     directory: Path
     described: Described
-    tensors: Mapping[str, StoredTensor]  # by name
+    tensors: Mapping[str, StoredTensor]  # of the decoder and its head, by the names of a decoder alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,11 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         raise UserError(f"{directory}: no such directory")
     tensors = open_directory(directory)
     file = directory / CONFIG_FILE
-    return Checkpoint(directory, read_config(read_json(file), str(file)), tensors)
+    described = read_config(read_json(file), str(file))
+    if described.with_pictures:
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(_OF_PICTURES)}
+        tensors = {name.removeprefix("language_model."): tensor for name, tensor in kept.items()}
+    return Checkpoint(directory, described, tensors)
 
 
 def head_of(model: Model) -> str:
@@ -100,6 +105,8 @@ def plan_reading(directory: Path, decoder: DecoderConfig, head: str, parts: Coll
     _refuse_other_decoder(checkpoint, decoder, head)
     wanted = [weight for weight in weights_of(decoder, head) if weight.path[0] in parts]
     zeros, notes = set(), []
+    if checkpoint.described.with_pictures:
+        notes.append("what reads pictures in it is left out")
     own_head = any(weight.template == TOKEN_HEAD for weight in wanted)
     if own_head and checkpoint.described.decoder.tied_embeddings and TOKEN_HEAD not in checkpoint.tensors:
         notes.append("the embedding table was copied into the head of its own that the model has")

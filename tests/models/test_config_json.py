@@ -6,9 +6,10 @@ import json
 import pytest
 import transformers
 
-from jaxflow.models.config_json import as_stored, read_config, write_config
+from jaxflow.models.config_json import as_stored, read_config, rewrite_config, write_config
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.families import SCALAR, TOKENS
+from jaxflow.models.presets import PRESETS
 from jaxflow.types import UserError
 
 SIZES = {
@@ -185,6 +186,37 @@ def test_a_classifier_of_one_label_ends_in_one_number(ending):
     assert read_config({**tree, "id2label": {"0": "LABEL_0"}}, "config.json").head == SCALAR
     with pytest.raises(UserError, match="gives 2 labels"):
         read_config(tree, "config.json")
+
+
+def test_the_text_model_beside_pictures_is_described_by_what_its_class_leaves_out():
+    # As the published file of 4B has it.
+    text = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    tree = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text, "vision_config": {}}
+    described = read_config(tree, "config.json")
+    assert described.decoder == PRESETS["gemma-3-4b"] and described.with_pictures
+    assert rewrite_config(tree, "config.json", described.decoder, TOKENS, "float32") is None
+    with pytest.raises(UserError, match="text_config is missing"):
+        read_config({"architectures": ["Gemma3ForConditionalGeneration"]}, "config.json")
+
+
+def test_another_config_is_kept_but_for_head_and_dtype():
+    tree = older("Qwen2ForCausalLM", eos_token_id=[1, 2], max_position_embeddings=99, torch_dtype="float16")
+    decoder = read_config(tree, "config.json").decoder
+    scalar = rewrite_config(tree, "config.json", decoder, SCALAR, "bfloat16")
+    assert scalar["architectures"] == ["Qwen2ForSequenceClassification"]
+    assert (scalar["eos_token_id"], scalar["max_position_embeddings"]) == ([1, 2], 99)
+    assert scalar["torch_dtype"] == "bfloat16" and len(scalar["id2label"]) == 1
+    back = rewrite_config(scalar, "config.json", decoder, TOKENS, "float16")
+    assert back == tree
+    other = dataclasses.replace(decoder, rope_theta=7.0)
+    assert rewrite_config(tree, "config.json", other, TOKENS, "float16") is None
 
 
 def test_every_mistake_is_listed_at_once():

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import transformers
 from models.checkpoints import edit_config, edit_tensors, saved, scalar_model, tensors_of
-from models.families import FAMILIES, in_our_names
+from models.families import FAMILIES, in_our_names, torch_model
 
 from jaxflow.engine.sharding import training_layout
 from jaxflow.models.transformer import LanguageModel, ScalarModel, describe
@@ -116,6 +117,24 @@ def test_an_untied_head_goes_into_a_tied_model_only_if_it_is_the_table(tmp_path)
         read(tmp_path, tied)
     edit_tensors(tmp_path, lambda t: {**t, "lm_head.weight": t["model.embed_tokens.weight"].clone()})
     tiny.assert_same_bits(jax.device_get(read(tmp_path, tied)[0]), {"backbone": ours("llama2")["backbone"]})
+
+
+def test_the_text_model_of_a_checkpoint_that_reads_pictures_is_read(tmp_path):
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config=FAMILIES["gemma3"].theirs.to_dict(),
+        vision_config={**vision, "image_size": 16, "patch_size": 8},
+        mm_tokens_per_image=4,
+    )
+    both = transformers.Gemma3ForConditionalGeneration(config)
+    both.model.language_model.load_state_dict(torch_model("gemma3").model.state_dict())
+    both.save_pretrained(tmp_path)
+    params, report = read(tmp_path, model_of("gemma3"))
+    tiny.assert_same_bits(jax.device_get(params), ours("gemma3"))
+    assert report.notes == ("what reads pictures in it is left out",)
+    edit_tensors(tmp_path, lambda tensors: tensors | {"ear.weight": torch.zeros(3)})
+    with pytest.raises(UserError, match=r"1 without a place in the model: ear\.weight"):
+        read(tmp_path, model_of("gemma3"))
 
 
 def test_rotary_buffers_are_known(tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from jaxflow.config import Config, GDPOConfig
 from jaxflow.dataflow import DATAFLOWS, Dataflow, load_dataflow
+from jaxflow.dataflow.objective import load_objective
 from jaxflow.types import UserError
 
 # Estimators that judge a response by the others to its prompt.
@@ -122,6 +123,11 @@ def _objective_problems(config: Config) -> Iterator[str]:
     rule = config.algorithm
     if rule.dual_clip != 0.0 and rule.dual_clip <= 1.0:
         yield f"algorithm.dual_clip = {rule.dual_clip}: must be above 1, or 0 to switch it off"
+    if ":" in rule.objective:
+        try:
+            load_objective(rule.objective)
+        except UserError as error:
+            yield str(error)
     if rule.objective in ("gspo", "gspo_token"):
         for key, width in vars(rule.gspo).items():
             if width > _WIDEST_SEQUENCE_CLIP:

@@ -222,6 +222,8 @@ def _numbers(config: Config) -> Iterator[tuple[str, float]]:
 def wrong_names(config: Config) -> Iterator[str]:
     choices = _CHOICES if config.data.train_files else {**_CHOICES, "data.task": tuple(TASKS)}
     for key, value in flatten(config).items():
+        if key == "algorithm.objective" and ":" in value:
+            continue  # a function of the user's
         if key in choices and value not in choices[key]:
             alike = difflib.get_close_matches(str(value), choices[key], n=1)
             hint = f"did you mean {alike[0]!r}? " if alike else ""

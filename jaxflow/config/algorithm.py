@@ -153,7 +153,8 @@ class AlgorithmConfig:
     whiten_advantages: bool = True  # gae: over the whole step; the others whiten where their papers do
     normalize_by_std: bool = True  # grpo, grpo_passk, gdpo: divide by the group's deviation; Dr.GRPO does not
     gdpo: GDPOConfig = GDPOConfig()
-    # vanilla | gspo | gspo_token | cispo | geo_mean | sapo | dppo_tv | dppo_kl | clip_cov | kl_cov | gpg
+    # vanilla | gspo | gspo_token | cispo | geo_mean | sapo | dppo_tv | dppo_kl | clip_cov | kl_cov | gpg, or
+    # path.py:NAME of a function of one's own: (log_probs, old_log_probs, advantages, mask) -> token losses
     objective: str = "vanilla"
     clip_ratio_low: float = 0.2  # vanilla, clip_cov: ratio clipped at 1 − this
     clip_ratio_high: float = 0.2  # vanilla, clip_cov: ratio clipped at 1 + this

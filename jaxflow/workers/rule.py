@@ -25,6 +25,7 @@ from jaxflow.algorithms.token_objectives import (
 )
 from jaxflow.config import AlgorithmConfig, Config
 from jaxflow.dataflow import load_dataflow
+from jaxflow.dataflow.objective import load_objective
 
 # Beside the streams of the roles' weights (roles.py).
 _COVARIANCE_DRAW = 7
@@ -93,6 +94,8 @@ def multiplier_rule(config: Config) -> MultiplierRule:
 
 
 def _objective(rule: AlgorithmConfig) -> Objective:
+    if ":" in rule.objective:
+        return load_objective(rule.objective)
     gspo, geo_mean, dppo = rule.gspo, rule.geo_mean, rule.dppo
     clip = functools.partial(
         by_token,

@@ -1,19 +1,25 @@
 """The page on porting says what the tables of jaxflow.port say, and its code runs."""
 
+import dataclasses
 import pathlib
 import re
 import sys
 import types
 
+import numpy as np
 import pytest
+import tiny
 
-from jaxflow.config import Config, flatten
+from jaxflow.config import AlgorithmConfig, Config, flatten
 from jaxflow.port.report import table
 from jaxflow.port.trl import TRL_GRPO, TRL_PPO
 from jaxflow.port.verl import VERL
+from jaxflow.types import TokenLogProbs
+from jaxflow.workers.rule import policy_loss
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "porting.md"
 TEXT = PAGE.read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.mark.parametrize("dialect", [VERL, TRL_GRPO, TRL_PPO], ids=lambda dialect: dialect.name)
@@ -36,6 +42,21 @@ def test_every_key_of_jaxflow_s_on_the_page_is_in_its_schema():
 def test_files_that_the_page_links_are_there():
     links = re.findall(r"\]\(([^)#]+)\)", TEXT)
     assert links and [link for link in links if not (PAGE.parent / link).exists()] == []
+
+
+def test_the_page_s_objective_is_a_loss_of_tokens_under_the_config_s_aggregation(tmp_path):
+    block = next(block for block in BLOCKS if "def soft" in block)
+    (tmp_path / "soft.py").write_text(block)
+    algorithm = AlgorithmConfig(objective=f"{tmp_path}/soft.py:soft", loss_aggregation="seq-mean-token-sum")
+    loss = policy_loss(dataclasses.replace(Config(), algorithm=algorithm))
+    batch = tiny.experience(rows=5, length=16)
+    now = batch.actor_log_probs + 0.3 * batch.response_mask
+    value, parts = loss(TokenLogProbs(now, np.zeros_like(now)), batch, tiny.counts_of(batch.response_mask))
+    expected = np.where(batch.response_mask, -batch.advantages * np.tanh(np.exp(0.3) - 1.0), 0.0).sum() / 5
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert parts["actor/pg_clipfrac"] == 0.0 and algorithm.objective.endswith("soft.py:soft")
+    line = next(block for block in BLOCKS if "config.algorithm.objective" in block)
+    assert line.strip() == 'config.algorithm.objective = "soft.py:soft"'
 
 
 def test_a_reward_function_of_trl_s_answers_behind_verl_s_signature(monkeypatch):

@@ -138,7 +138,8 @@ def _objective(values: Values) -> Outcome:
     if mode == "bypass_mode":
         return Is("vanilla", "the clipped objective against the sampler's log-probs")
     if mode not in _OBJECTIVES:
-        return Refused(f"jaxflow has no objective {mode!r}", f"choose one of {', '.join(_OBJECTIVES)}")
+        instead = f"choose one of {', '.join(_OBJECTIVES)}, or bring your own: docs/porting.md shows one"
+        return Refused(f"jaxflow has no objective {mode!r}", instead)
     return Is(mode)
 
 
@@ -230,7 +231,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "algorithm.name", ("algorithm.adv_estimator",), "ppo for gae, remax for remax, else grpo", _dataflow
     ),
-    renamed("algorithm.estimator", "algorithm.adv_estimator", _ESTIMATORS, "choose one of them"),
+    renamed(
+        "algorithm.estimator",
+        "algorithm.adv_estimator",
+        _ESTIMATORS,
+        "choose one of them, or bring a role of your own: docs/new_algorithm.md",
+    ),
     number("algorithm.discount", "algorithm.gamma"),
     Setting("algorithm.gae_lambda", ("algorithm.lam",), "the same", _of_gae("algorithm.lam")),
     copied("algorithm.normalize_by_std", "algorithm.norm_adv_by_std_in_grpo"),

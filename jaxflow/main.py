@@ -2,7 +2,7 @@
 
     python -m jaxflow.main --config=configs/ppo_tiny.py [--config.actor.optimizer.learning_rate=1e-4 …]
                            [--workdir=DIR] [--print_config]
-                           [--plan [--plan_json=FILE] [--plan_timeline=FILE]]
+                           [--plan [--compile] [--plan_json=FILE] [--plan_timeline=FILE]]
 
 --plan says what would run where, in how many bytes and seconds, and ends; no device is needed (docs/planning.md).
 
@@ -62,6 +62,7 @@ class _CommandLine:
     workdir: Path | None
     print_config: bool
     plan: bool
+    compile_plan: bool
     plan_files: PlanFiles
 
 
@@ -76,6 +77,7 @@ def _read_command_line(arguments: Sequence[str]) -> _CommandLine:
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
     flags.DEFINE_bool("print_config", False, "Print the config, and end.", flag_values=values)
     flags.DEFINE_bool("plan", False, "Print what would run where, and end.", flag_values=values)
+    flags.DEFINE_bool("compile", False, "With --plan: compile its programs, too.", flag_values=values)
     flags.DEFINE_string("plan_json", None, "File that --plan writes the plan to.", flag_values=values)
     flags.DEFINE_string(
         "plan_timeline", None, "File that --plan writes a step's trace to.", flag_values=values
@@ -101,7 +103,13 @@ def _read_command_line(arguments: Sequence[str]) -> _CommandLine:
         *(None if name is None else Path(name) for name in (values.plan_json, values.plan_timeline))
     )
     return _CommandLine(
-        from_config_dict(values.config), path, workdir, values.print_config, values.plan, files
+        from_config_dict(values.config),
+        path,
+        workdir,
+        values.print_config,
+        values.plan,
+        values.compile,
+        files,
     )
 
 
@@ -256,7 +264,7 @@ def main(arguments: Sequence[str]) -> int:
     stop.listen()
     line = _read_command_line(arguments)
     if line.plan:
-        print("\n".join(plan_lines(line.config, line.plan_files)))
+        print("\n".join(plan_lines(line.config, line.plan_files, line.compile_plan)))
         return 0
     config = settled(line.config)
     job = prepare(config)

@@ -13,8 +13,10 @@ from jaxflow.checks import check_values
 from jaxflow.config import Config
 from jaxflow.data.source import load_tokenizer
 from jaxflow.dataflow import load_dataflow
+from jaxflow.mapping.asked import group_of
 from jaxflow.mapping.planning import plan_config
 from jaxflow.mapping.report import describe_plan, plan_json
+from jaxflow.plan_programs import compile_plan, describe_programs, provide_devices
 from jaxflow.tracking.timeline import Timeline, gantt
 from jaxflow.types import UserError
 
@@ -35,13 +37,18 @@ def players(config: Config) -> tuple[str, ...]:
     return load_dataflow(config.algorithm.name).playing(placed)
 
 
-def plan_lines(config: Config, files: PlanFiles) -> list[str]:
-    """Plan the config, write the files asked for, and return the plan as lines."""
+def plan_lines(config: Config, files: PlanFiles, compiled: bool) -> list[str]:
+    """Plan the config, write the files asked for, and return the plan as lines; `compiled`: with its programs'."""
     check_values(config)
+    if compiled:  # before anything else makes JAX settle on the devices that are there
+        provide_devices(group_of(config).devices)
     vocabulary_size = load_tokenizer(config.data.task, config.data.tokenizer).vocabulary_size
     planned = plan_config(config, vocabulary_size, players(config))
     lines = describe_plan(planned.plan, planned.runners_up, planned.mends)
     lines += ["", *gantt(planned.plan.spans, _COLUMNS)]
+    if compiled:
+        programs = compile_plan(planned.config, vocabulary_size, players(config), planned.plan.pools)
+        lines += ["", *describe_programs(list(programs))]
     if files.plan is not None:
         values = plan_json(planned.plan, planned.runners_up, planned.mends)
         _write(files.plan, json.dumps(values, indent=2) + "\n")

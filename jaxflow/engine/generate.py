@@ -10,6 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Traced
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxflow.engine import attention
@@ -19,6 +20,7 @@ from jaxflow.engine.experts import experts_over
 from jaxflow.engine.rows import Rows
 from jaxflow.engine.sampling import Sampling, sample, sequence_keys
 from jaxflow.engine.sharding import Layout
+from jaxflow.engine.state import abstract_arrays
 from jaxflow.models.layers import Surroundings
 from jaxflow.models.transformer import Model, Params
 from jaxflow.types import Prompts, Rollout
@@ -145,6 +147,20 @@ class Generator:
             lengths=jnp.where(lengths == 0, 0, state.positions + 1),
             finished=state.finished & ended,
         )
+
+    def trace(self, rows: int, width: int, sampling: Sampling) -> Traced:
+        """Trace the program of a round of `rows` prompts, over all replicas, of `width` tokens; no array need exist."""
+        layout, model = self._layout, self._model
+        wanted = jax.tree.map(lambda leaf: leaf.update(dtype=self._dtype), model.shapes)
+        params = abstract_arrays(wanted, layout.weights(model.names))
+
+        def numbers(*shape: int) -> jax.ShapeDtypeStruct:
+            names = ("batch", None)[: len(shape)]
+            return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.sharding(names))
+
+        asked = _Asked(numbers(rows, width), numbers(rows), numbers(rows))
+        address = [jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.uint32, jnp.int32, jnp.int32)]
+        return self._program.trace(params, asked, *address, sampling=sampling)
 
     def __call__(
         self,

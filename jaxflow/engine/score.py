@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Traced
 from jaxtyping import Array, Float, Int
 
 from jaxflow.engine import attention
@@ -110,6 +111,10 @@ class Scorer:
             return token_values(model, params, tokens, layout)
 
         self._score = score
+
+    def trace(self, params: Params, tokens: jax.ShapeDtypeStruct) -> Traced:
+        """Trace the program of a pass for arrays of these shapes; none need exist."""
+        return self._score.trace(params, tokens)
 
     def _run(self, params: Params, tokens: np.ndarray, lengths: np.ndarray) -> TokenLogProbs | np.ndarray:
         everyones = self._rows.gather(lengths)

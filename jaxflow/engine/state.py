@@ -84,12 +84,21 @@ def new_state(
     return TrainState(params, init(model.trained(params)), zero(), zero())
 
 
-def _abstract(shapes: Any, shardings: Any) -> Any:
+def abstract_arrays(shapes: Any, shardings: Any) -> Any:
+    """Return shapes with their shardings, for programs to be lowered from and files to be read into."""
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
         shapes,
         shardings,
     )
+
+
+def abstract_state(model: Model, layout: Layout, optimizer: optax.GradientTransformation) -> TrainState:
+    """Return the shape and place of every leaf of a TrainState, of which none exists."""
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    moments = jax.eval_shape(optimizer.init, model.trained(model.shapes))
+    shapes = TrainState(model.shapes, moments, count, count)
+    return abstract_arrays(shapes, state_shardings(model, layout, optimizer))
 
 
 def _beside_weights(state: TrainState) -> dict[str, Any]:
@@ -120,14 +129,10 @@ def restore_state(
     if model.adapters is None:
         params = restore_weights(directory / "weights", model, layout, tuple(model.shapes))
     else:
-        wanted = model.trained(_abstract(model.shapes, layout.weights(model.names)))
+        wanted = model.trained(abstract_arrays(model.shapes, layout.weights(model.names)))
         parts = {part: restore_arrays(directory / "adapters" / part, tree) for part, tree in wanted.items()}
         params = join(frozen, parts)
-    count = jax.ShapeDtypeStruct((), jnp.int32)
-    shapes = TrainState(
-        model.shapes, jax.eval_shape(optimizer.init, model.trained(model.shapes)), count, count
-    )
-    abstract = _abstract(shapes, state_shardings(model, layout, optimizer))
+    abstract = abstract_state(model, layout, optimizer)
     return TrainState(params, **restore_arrays(directory / "optimizer", _beside_weights(abstract)))
 
 
@@ -148,7 +153,7 @@ def restore_weights(directory: Path, model: Model, layout: Layout, parts: Collec
 
     What they hold is cast to the model's dtypes. Raises UserError if they are another model's.
     """
-    abstract = _abstract(model.shapes, layout.weights(model.names))
+    abstract = abstract_arrays(model.shapes, layout.weights(model.names))
     stored = jax.tree.map(lambda leaf: leaf.update(dtype=jnp.float32), abstract)
     params = {part: restore_arrays(directory / part, stored[part]) for part in parts if part in stored}
     wanted = {part: abstract[part] for part in params}

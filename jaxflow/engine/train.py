@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.stages import Traced
 from jaxtyping import Array, Bool, Int
 
 from jaxflow.engine.batching import MicroBatch, plan_blocks, sequences_per_row, take
@@ -24,7 +25,7 @@ from jaxflow.engine.pipeline import bubble
 from jaxflow.engine.rows import Rows
 from jaxflow.engine.score import token_log_probs, token_values
 from jaxflow.engine.sharding import Layout
-from jaxflow.engine.state import TrainState, state_shardings
+from jaxflow.engine.state import TrainState, abstract_state, state_shardings
 from jaxflow.models.adapters import join
 from jaxflow.models.transformer import LanguageModel, Model, Params
 from jaxflow.types import Counts, TokenLogProbs
@@ -136,6 +137,19 @@ class Trainer:
         report = {"grad_norm": norm, "lr": self._learning_rates(done), "skipped": skipped}
         params = join(trained, self.model.frozen(state.params))
         return TrainState(params, moments, state.updates + 1, skipped), report
+
+    def trace(self, batch: TrainingBatch) -> tuple[Traced, Traced]:
+        """Trace the two programs of an update, accumulate and apply, for arrays of these shapes; none need exist."""
+        state = abstract_state(self.model, self.layout, self.transformation)
+        gradients = jax.tree.map(
+            lambda leaf: leaf.update(dtype=jnp.float32), self.model.trained(state.params)
+        )
+        number = jax.ShapeDtypeStruct((), jnp.int32)
+        counts = Counts(number, number)
+        return (
+            self._accumulate.trace(state.params, gradients, batch, counts, self._loss),
+            self._apply.trace(state, gradients),
+        )
 
     def update(self, state: TrainState, batch: TrainingBatch) -> tuple[TrainState, dict[str, np.ndarray]]:
         """Do one optimizer update on one mini-batch of host arrays; takes the state's buffers over.

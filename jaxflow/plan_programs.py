@@ -1,0 +1,351 @@
+"""`--plan --compile`: the programs of a plan, compiled from shapes on simulated devices, with the compiler's figures.
+
+Knows which programs the roles run; what they compute is the engine's. No array is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.stages import Traced
+
+from jaxflow.algorithms.losses import ValueLoss
+from jaxflow.batch_algebra import longest_sequence_tokens, sequences_per_step
+from jaxflow.config import Config
+from jaxflow.engine.batching import LENGTH_UNIT, ladder
+from jaxflow.engine.cache import empty_cache
+from jaxflow.engine.compiled import ProgramMemory, memory_of
+from jaxflow.engine.generate import Generator
+from jaxflow.engine.mesh import make_mesh
+from jaxflow.engine.sampling import Sampling
+from jaxflow.engine.score import Scorer
+from jaxflow.engine.sharding import Layout, generation_layout, training_layout
+from jaxflow.engine.state import abstract_arrays
+from jaxflow.engine.train import Trainer
+from jaxflow.engine.transition_plan import leaves_of, plan_transition
+from jaxflow.mapping import cost
+from jaxflow.mapping.asked import decoders, engine_of, loads_of, parallelism, profile_of, workload_of
+from jaxflow.mapping.flop_count import count_flops
+from jaxflow.mapping.load import RoleLoad
+from jaxflow.mapping.memory import at_rest, rollout_weights, training
+from jaxflow.mapping.plan import PlannedPool
+from jaxflow.mapping.stages import Setting, cut
+from jaxflow.models.transformer import LanguageModel, Model, ScalarModel, describe
+from jaxflow.placement import holds_tokens_head, readable_bytes
+from jaxflow.types import Experience, UserError
+from jaxflow.workers.rule import policy_loss
+from jaxflow.workers.trained import optimizer_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One compiled program beside what the formulas say of it. Bytes and FLOPs are of one device."""
+
+    pool: str
+    role: str
+    name: str
+    memory: ProgramMemory
+    formula_bytes: float  # of what `compared` names
+    compiled_bytes: float
+    compared: str
+    flops: float  # 0 where it computes nothing
+    formula_flops: float
+    seconds: float  # of tracing and compiling
+
+
+def provide_devices(count: int) -> None:
+    """Make this process see at least so many simulated devices; it must not have touched one before.
+
+    Raises UserError where it is too late for that.
+    """
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        pass  # devices are there already; whether they are enough is asked below
+    if len(jax.devices("cpu")) < count:
+        raise UserError(
+            f"--compile needs {count} simulated devices, this process has {len(jax.devices('cpu'))}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bench:
+    """A pool's simulated mesh, and what its programs are compiled for."""
+
+    config: Config
+    pool: PlannedPool
+    setting: Setting
+    mesh: Mesh
+    vocabulary_size: int
+
+    @property
+    def devices(self) -> int:
+        return self.mesh.size
+
+    def length(self) -> int:
+        """Return the padded length of the longest sequence."""
+        return ladder(longest_sequence_tokens(self.config), LENGTH_UNIT)
+
+
+def compile_plan(
+    config: Config, vocabulary_size: int, roles: Sequence[str], pools: Sequence[PlannedPool]
+) -> Iterator[Program]:
+    """Yield the programs of each pool's roles, compiled; roles of one pool that share a program have one."""
+    loads = {load.role: load for load in loads_of(config, vocabulary_size, roles)}
+    for pool in pools:
+        setting = Setting(workload_of(config), engine_of(config), profile_of(config), pool.devices_per_host)
+        devices = jax.devices("cpu")[: pool.hosts * pool.devices_per_host]
+        sizes = pool.mesh
+        mesh = make_mesh(
+            sizes.data,
+            sizes.fsdp,
+            sizes.tensor,
+            sizes.generation_tensor,
+            devices,
+            pipe=sizes.pipe,
+            expert=sizes.expert,
+        )
+        bench, seen = _Bench(config, pool, setting, mesh, vocabulary_size), set()
+        for role in pool.roles:
+            if role not in loads:
+                continue
+            load = loads[role]
+            decoder = decoders(config, vocabulary_size)[role]
+            kind = LanguageModel if holds_tokens_head(role) else ScalarModel
+            model, layout = describe(decoder, kind), training_layout(mesh, decoder)
+            if load.generations > 0:
+                yield from _generating(bench, load, model)
+            if (decoder, kind) not in seen:
+                yield _scoring(bench, load, model, layout)
+            seen.add((decoder, kind))
+            if load.trained:
+                yield from _learning(bench, load, model, layout)
+
+
+def _compiled(traced: Traced) -> tuple[ProgramMemory, float]:
+    started = time.perf_counter()
+    memory = memory_of(traced.lower().compile())
+    return memory, time.perf_counter() - started
+
+
+def _rows(bench: _Bench, load: RoleLoad, sequences: int, budget: int, layout: Layout) -> int:
+    micro = cut(sequences, parallelism(bench.pool.mesh), bench.length(), budget)
+    return micro.rows * layout.replicas
+
+
+def _batch(layout: Layout, rows: int, length: int) -> Experience:
+    def array(dtype: str, *shape: int) -> jax.ShapeDtypeStruct:
+        names = ("batch", None)[: len(shape)]
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=layout.sharding(names))
+
+    numbers = [array("float32", rows, length) for _ in range(5)]
+    return Experience(
+        array("int32", rows, length),
+        array("int32", rows),
+        array("bool", rows, length),
+        *numbers,
+        array("int32", rows),
+    )
+
+
+def _scoring(bench: _Bench, load: RoleLoad, model: Model, layout: Layout) -> Program:
+    config = bench.config
+    budget = config.rollout.score_microbatch_tokens_per_device
+    rows = _rows(bench, load, sequences_per_step(config), budget, layout)
+    scorer = Scorer(model, layout, budget, 1.0)
+    params = abstract_arrays(model.shapes, layout.weights(model.names))
+    tokens = _batch(layout, rows, bench.length()).tokens
+    traced = scorer.trace(params, tokens)
+    memory, seconds = _compiled(traced)
+    rest = at_rest(load, parallelism(bench.pool.mesh), bench.setting)
+    per_device = rows * bench.length() // bench.devices
+    return Program(
+        bench.pool.name,
+        load.role,
+        "score",
+        memory,
+        rest.weights,
+        memory.arguments - _size(tokens),
+        "weights",
+        count_flops(traced.jaxpr.jaxpr, 1) / bench.devices,
+        cost.forward_flops(load.model, per_device, bench.length()),
+        seconds,
+    )
+
+
+def _learning(bench: _Bench, load: RoleLoad, model: Model, layout: Layout) -> Iterator[Program]:
+    config = bench.config
+    if load.generations > 0:
+        settings, loss = config.actor, policy_loss(config)
+    else:
+        rule = config.algorithm
+        settings = config.critic
+        limit = float(config.rollout.max_response_tokens)
+        loss = ValueLoss(rule.value_clip, rule.loss_aggregation, limit, role=load.role)
+    optimizer = optimizer_of(settings.optimizer, load.updates * config.run.total_steps)
+    trainer = Trainer(model, layout, optimizer, loss, 1.0, settings.microbatch_tokens_per_device)
+    rows = _rows(bench, load, load.minibatch_sequences, settings.microbatch_tokens_per_device, layout)
+    batch = _batch(layout, rows, bench.length())
+    accumulate, apply = trainer.trace(batch)
+    parallel = parallelism(bench.pool.mesh)
+    rest = at_rest(load, parallel, bench.setting)
+    gradients = training(load, parallel, bench.setting).gradients / bench.setting.engine.gradient_copies
+    given = _used_bytes(accumulate, jax.tree.leaves(batch))
+    memory, seconds = _compiled(accumulate)
+    tokens = rows * bench.length() // bench.devices
+    passes = 4 if bench.setting.workload.remat else 3
+    yield Program(
+        bench.pool.name,
+        load.role,
+        "accumulate",
+        memory,
+        rest.weights + gradients,
+        memory.arguments - given,
+        "weights + gradients",
+        count_flops(accumulate.jaxpr.jaxpr, 1) / bench.devices,
+        passes * cost.forward_flops(load.model, tokens, bench.length()),
+        seconds,
+    )
+    memory, seconds = _compiled(apply)
+    yield Program(
+        bench.pool.name,
+        load.role,
+        "apply",
+        memory,
+        rest.weights + rest.optimizer + gradients,
+        memory.arguments,
+        "weights + optimizer + gradients",
+        0.0,
+        0.0,
+        seconds,
+    )
+
+
+def _generating(bench: _Bench, load: RoleLoad, model: Model) -> Iterator[Program]:
+    config, parallel = bench.config, parallelism(bench.pool.mesh)
+    before, layout = training_layout(bench.mesh, model.config), generation_layout(bench.mesh, model.config)
+    weights = rollout_weights(load, parallel, bench.setting)
+    started = time.perf_counter()
+    leaves = leaves_of(
+        jax.tree.leaves(model.shapes),
+        jax.tree.leaves(before.weights(model.names)),
+        jax.tree.leaves(layout.weights(model.names)),
+    )
+    moved = plan_transition(leaves, config.rollout.dtype, False, 64 << 20).cost
+    held = max(moved.held_bytes.values())
+    rest = at_rest(load, parallel, bench.setting)
+    figures = ProgramMemory(
+        round(rest.weights), held, max(0, moved.peak_bytes - round(rest.weights) - held), 0
+    )
+    taken = time.perf_counter() - started
+    yield Program(
+        bench.pool.name, load.role, "transition", figures, weights, held, "rollout weights", 0.0, 0.0, taken
+    )
+
+    rows, width = bench.pool.rows * layout.replicas, ladder(config.data.max_prompt_tokens, LENGTH_UNIT)
+    total = width + config.rollout.max_response_tokens
+    cache = jax.jit(lambda: empty_cache(model.config, rows, total, config.rollout.dtype, layout)).trace()
+    memory, seconds = _compiled(cache)
+    tensor = parallel.generation_tensor
+    number_bytes = bench.setting.engine.rollout_bytes
+    formula = bench.pool.rows * total * cost.cache_bytes(load.model, number_bytes, tensor, 1)
+    yield Program(
+        bench.pool.name,
+        load.role,
+        "cache",
+        memory,
+        formula,
+        memory.results,
+        "key/value cache",
+        0.0,
+        0.0,
+        seconds,
+    )
+
+    sampling = Sampling(config.rollout.temperature, 0, 1.0, config.rollout.max_response_tokens, (), 0)
+    generator = Generator(model, layout, config.rollout.dtype, bench.pool.rows)
+    traced = generator.trace(rows, width, sampling)
+    memory, seconds = _compiled(traced)
+    tokens = rows * (width + config.rollout.max_response_tokens - 1) / bench.devices
+    heads = rows * config.rollout.max_response_tokens / bench.devices
+    flops = 2.0 * (tokens * load.model.layers * load.model.layer_products + heads * load.model.head_products)
+    flops += cost.attention_flops(load.model, rows * width / bench.devices, width)
+    flops += cost.attention_flops(load.model, tokens - rows * width / bench.devices, total)
+    yield Program(
+        bench.pool.name,
+        load.role,
+        "generate",
+        memory,
+        weights,
+        memory.arguments - rows * (width + 2) * 4 / layout.replicas - 12,
+        "rollout weights",
+        count_flops(traced.jaxpr.jaxpr, config.rollout.max_response_tokens - 1) / bench.devices,
+        flops,
+        seconds,
+    )
+
+
+def _used_bytes(traced: Traced, batch: Sequence[jax.ShapeDtypeStruct]) -> int:
+    """Return the bytes of the batch and its two counts that a program reads: jit drops what it does not."""
+    jaxpr = traced.jaxpr.jaxpr
+    read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
+    given = jaxpr.invars[-2 - len(batch) : -2]
+    sizes = [_size(leaf) for leaf, variable in zip(batch, given, strict=True) if id(variable) in read]
+    return sum(sizes) + 4 * sum(id(count) in read for count in jaxpr.invars[-2:])
+
+
+def _size(array: jax.ShapeDtypeStruct) -> int:
+    """Return the bytes of one device's shard."""
+    return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
+
+
+def describe_programs(programs: Sequence[Program]) -> list[str]:
+    """Return a line per program: XLA's bytes on each device, what the formulas say, FLOPs of both."""
+    rows = [
+        (
+            "program",
+            "arguments",
+            "temporary",
+            "peak",
+            "compared",
+            "XLA",
+            "formula",
+            "",
+            "GFLOP",
+            "formula",
+            "s",
+        )
+    ]
+    for one in programs:
+        off = one.compiled_bytes / one.formula_bytes - 1 if one.formula_bytes > 0 else 0.0
+        counted = (
+            (f"{one.flops / 1e9:,.0f}", f"{one.formula_flops / 1e9:,.0f}") if one.flops > 0 else ("", "")
+        )
+        rows.append(
+            (
+                f"{one.pool}.{one.role}.{one.name}",
+                readable_bytes(one.memory.arguments),
+                readable_bytes(one.memory.temporaries),
+                readable_bytes(one.memory.peak),
+                one.compared,
+                readable_bytes(int(one.compiled_bytes)),
+                readable_bytes(int(one.formula_bytes)),
+                f"{off:+.2%}",
+                *counted,
+                f"{one.seconds:.1f}",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "compiled for simulated CPU devices: arguments and results are those of any backend, temporaries are this"
+        " one's (it widens bfloat16 and has no fused attention)",
+        *lines,
+    ]

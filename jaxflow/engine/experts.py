@@ -7,6 +7,7 @@ no token is dropped. Knows a layout and the arithmetic of experts; no model, no 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -28,27 +29,30 @@ def experts_over(layout: Layout) -> MixExperts:
     Per device and layer, with n tokens of its own, X ways of the experts and k experts per token: X·n tokens are
     received and X·n·k rows sorted, of which the experts held here multiply theirs alone.
     """
-    batch, experts = layout.axes["batch"], layout.axes["experts"]
-    embed, mlp = layout.axes["embed"], layout.axes["mlp"]
+    cut = _without_trivial_axes(layout)
+    experts, embed, mlp = (cut.axes[name] for name in ("experts", "embed", "mlp"))
 
     def part(x: Array, logits: Array, weights: ExpertWeights, routing: Routing) -> Array:
+        # Said here, the sum of gradients over the ranks of a width is of each token once, not of its k rows.
+        x, logits = (jax.lax.pcast(a, mlp, to="varying") if mlp else a for a in (x, logits))
         tokens, choices = jax.tree.map(
-            lambda a: jax.lax.all_gather(a, experts, tiled=True),
+            lambda a: _gathered(a, experts, 0),
             (x.reshape(-1, x.shape[-1]), choose(logits.reshape(-1, logits.shape[-1]), routing)),
         )
         whole = ExpertWeights(
-            gate=jax.lax.all_gather(weights.gate, embed, axis=1, tiled=True),
-            up=jax.lax.all_gather(weights.up, embed, axis=1, tiled=True),
-            down=jax.lax.all_gather(weights.down, embed, axis=2, tiled=True),
+            gate=_gathered(weights.gate, embed, 1),
+            up=_gathered(weights.up, embed, 1),
+            down=_gathered(weights.down, embed, 2),
         )
-        first = jax.lax.axis_index(experts) * weights.gate.shape[0]
+        first = jax.lax.axis_index(experts) * weights.gate.shape[0] if experts else 0
         mixed = run_experts(tokens, choices, whole, first, routing.activation)
-        mixed = jax.lax.psum_scatter(mixed, experts, scatter_dimension=0, tiled=True)
-        return jax.lax.psum(mixed, mlp).reshape(x.shape)
+        if experts:
+            mixed = jax.lax.psum_scatter(mixed, experts, scatter_dimension=0, tiled=True)
+        return (jax.lax.psum(mixed, mlp) if mlp else mixed).reshape(x.shape)
 
     def mix(x: Array, logits: Array, weights: ExpertWeights, routing: Routing) -> Array:
-        rows = PartitionSpec(batch)
-        specs = ExpertWeights(*(layout.spec(names) for names in (_NAMES.gate, _NAMES.up, _NAMES.down)))
+        rows = PartitionSpec(cut.axes["batch"])
+        specs = ExpertWeights(*(cut.spec(names) for names in (_NAMES.gate, _NAMES.up, _NAMES.down)))
         run = jax.shard_map(
             functools.partial(part, routing=routing),
             mesh=layout.mesh,
@@ -58,3 +62,15 @@ def experts_over(layout: Layout) -> MixExperts:
         return run(x, logits, weights)
 
     return mix
+
+
+def _without_trivial_axes(layout: Layout) -> Layout:
+    """Leave out axes of one device: a collective over them would be compiled all the same."""
+    axes = {
+        name: tuple(axis for axis in cut if layout.mesh.shape[axis] > 1) for name, cut in layout.axes.items()
+    }
+    return dataclasses.replace(layout, axes=axes)
+
+
+def _gathered(x: Array, axes: tuple[str, ...], dimension: int) -> Array:
+    return jax.lax.all_gather(x, axes, axis=dimension, tiled=True) if axes else x

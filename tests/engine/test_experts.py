@@ -10,9 +10,11 @@ import pytest
 import tiny
 
 from jaxflow.algorithms.losses import SupervisedLoss
+from jaxflow.engine.compiled import collectives_of
 from jaxflow.engine.generate import Generator
 from jaxflow.engine.mesh import make_mesh
 from jaxflow.engine.sampling import Sampling
+from jaxflow.engine.score import token_log_probs
 from jaxflow.engine.sharding import generation_layout, training_layout
 from jaxflow.engine.state import new_state
 from jaxflow.engine.train import Trainer
@@ -86,3 +88,13 @@ def test_experts_over_devices_learn_and_say_what_they_do_on_one(sizes):
         np.testing.assert_allclose(actual, expected, atol=1e-5)
     np.testing.assert_array_equal(rollout.tokens, one_rollout.tokens)
     np.testing.assert_allclose(rollout.rollout_log_probs, one_rollout.rollout_log_probs, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_tokens_travel_to_experts_and_no_expert_travels():
+    layout = training_layout(mesh_of(2, 1, 1, 1, 4))
+    score = jax.jit(lambda params, tokens: token_log_probs(MODEL, params, tokens, 1.0, layout).log_probs)
+    tokens = jax.ShapeDtypeStruct((8, 24), np.int32, sharding=layout.sharding(("batch",)))
+    collectives = collectives_of(score.lower(weights(layout), tokens).compile().as_text())
+    assert {one.kind for one in collectives} == {"all-gather", "reduce-scatter"}
+    assert not any(CONFIG.mlp_width in shape for one in collectives for shape in one.shapes)

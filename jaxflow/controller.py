@@ -167,6 +167,9 @@ class Controller:
         """Load the weights that no checkpoint holds, for they never change."""
         if "reference" in self._groups:
             yield self._groups["reference"].load(str(beginning.actor))
+        kl = self._config.algorithm.kl
+        if kl.loss_coefficient > 0 and kl.loss_estimator == "full":
+            yield self._groups["actor"].load_reference(str(beginning.actor))
         if beginning.reward is not None:
             yield self._groups["reward"].load(str(beginning.reward))
         if "cost" in self._groups and self._config.cost.kind == "model":

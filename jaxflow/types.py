@@ -90,6 +90,8 @@ class TokenLogProbs:
 
     log_probs: Float[Array, "B T"]  # float32; 0 where nothing was asked
     entropy: Float[Array, "B T"]  # float32 nats, of the distribution at each position; 0 where not asked
+    # float32 nats, KL(π ‖ π_ref) over the whole vocabulary at each position; None where no reference was at hand.
+    reference_kl: Float[Array, "B T"] | None = None
 
 
 @jax.tree_util.register_dataclass

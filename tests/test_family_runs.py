@@ -39,7 +39,11 @@ CHANGES = {
         "algorithm.objective": "clip_cov",
         "algorithm.clip_cov.covariance_low": 0.0,
     },
-    "remax": {"algorithm.kl.reward_coefficient": 0.01},
+    "remax": {
+        "algorithm.kl.reward_coefficient": 0.01,
+        "algorithm.kl.loss_coefficient": 0.01,
+        "algorithm.kl.loss_estimator": "full",
+    },
     "safe_rlhf": {"algorithm.ptx_coefficient": 0.5, "algorithm.kl.controller": "adaptive"},
 }
 
@@ -63,6 +67,8 @@ def test_remax_learns_over_the_greedy_response(tmp_path):
     for row in straight:
         assert row["actor/grad_norm"] > 0 and "critic/values/mean" not in row
         assert row["critic/advantages/max"] > 0
+        # The policy leaves the reference with its first update of a step's two, and is never below it.
+        assert row["actor/kl_loss"] > 0
 
 
 @pytest.mark.parametrize("name", ["grpo", "safe_rlhf"])

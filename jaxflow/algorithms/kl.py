@@ -17,7 +17,8 @@ from jaxflow import types
 from jaxflow.algorithms.masked import on_mask
 
 KL_ESTIMATORS = ("k1", "k2", "k3", "abs")
-KL_LOSS_ESTIMATORS = (*KL_ESTIMATORS, *(f"{name}+" for name in KL_ESTIMATORS))
+KL_LOSS_ESTIMATORS = (*KL_ESTIMATORS, *(f"{name}+" for name in KL_ESTIMATORS), "full")
+"""In a loss also straight-through forms, and the exact KL over the vocabulary, which a model gives and no estimate."""
 
 
 def kl_estimate(
@@ -62,7 +63,7 @@ def kl_estimate(
             # jnp.abs has slope 1 at 0, where every token of a fresh policy is: it would be pushed one way.
             return difference * jnp.sign(difference)
     raise types.UserError(
-        f"KL estimator '{estimator}' is unknown: choose one of {', '.join(KL_LOSS_ESTIMATORS)}"
+        f"KL estimator '{estimator}' is unknown: choose one of {', '.join(KL_LOSS_ESTIMATORS[:-1])}"
     )
 
 

@@ -76,11 +76,22 @@ class PolicyLoss:
         if self.entropy_coefficient != 0.0:
             loss = loss - self.entropy_coefficient * entropy
         if self.kl_coefficient != 0.0:
-            reference_log_probs = on_mask(batch.reference_log_probs, mask)
-            kl = kl_estimate(log_probs, reference_log_probs, self.kl_estimator)
+            kl = self._kl(log_probs, output, batch)
             parts["actor/kl_loss"] = self._aggregate(kl, mask, counts)
             loss = loss + self.kl_coefficient * parts["actor/kl_loss"]
         return loss, parts
+
+    def _kl(
+        self, log_probs: Float[Array, "B T"], output: types.TokenLogProbs, batch: types.Experience
+    ) -> Float[Array, "B T"]:
+        mask = batch.response_mask
+        if self.kl_estimator != "full":
+            return kl_estimate(log_probs, on_mask(batch.reference_log_probs, mask), self.kl_estimator)
+        if output.reference_kl is None:
+            raise types.UserError(
+                "the KL over the whole vocabulary needs the reference's weights beside the policy's"
+            )
+        return on_mask(output.reference_kl, mask)
 
     def _aggregate(
         self, losses: Float[Array, "B T"], mask: Bool[Array, "B T"], counts: types.Counts

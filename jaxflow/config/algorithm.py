@@ -19,7 +19,8 @@ class KLConfig:
     target: float = 0.1  # adaptive: nats per token aimed at
     horizon_sequences: float = 10000.0  # adaptive: larger is slower
     loss_coefficient: float = 0.0  # weight of the KL term in the policy loss
-    # k1 | k2 | k3 | abs, or one of them with a plus: its value, and the gradient of k2.
+    # k1 | k2 | k3 | abs, or one of them with a plus: its value, and the gradient of k2; full: exact, over the whole
+    # vocabulary, from the reference's weights beside the actor's (their memory, and a second forward pass).
     loss_estimator: str = "k3"
 
 

@@ -43,7 +43,12 @@ def _positions_per_chunk(rows_per_device: int, length: int, vocabulary_per_devic
 
 
 def token_log_probs(
-    model: Model, params: Params, tokens: Int[Array, "B *N T"], temperature: float, layout: Layout
+    model: Model,
+    params: Params,
+    tokens: Int[Array, "B *N T"],
+    temperature: float,
+    layout: Layout,
+    reference: Params | None = None,
 ) -> TokenLogProbs:
     """Compute log softmax(logits/τ) of each token and the entropy there, never holding [B, T, V].
 
@@ -51,41 +56,52 @@ def token_log_probs(
 
     `log_probs[t]` and `entropy[t]` belong to token t given the tokens before it; both are 0 at t = 0. The
     vocabulary's logits exist for a chunk of positions at a time and are recomputed in the backward pass.
+
+    With the weights of a reference, of the model without adapters, also KL(π ‖ π_ref) = Σ_v π·(log π − log π_ref)
+    at each position, exactly and at the same temperature: a second forward pass, and both logits of a chunk at once.
     """
     module, shape = model.bind(params), tokens.shape
     tokens = tokens.reshape(-1, shape[-1])
     hidden = hidden_states(module, tokens, layout)
-    rows, length, width = hidden.shape
+    frozen = None if reference is None else model.base.bind(reference)
+    compared = () if frozen is None else (hidden_states(frozen, tokens, layout),)
+    rows, length, _ = hidden.shape
     vocabulary_ways = int(np.prod([layout.mesh.shape[axis] for axis in layout.axes["vocabulary"]]))
     chunk = _positions_per_chunk(
-        -(-rows // layout.replicas), length, model.config.padded_vocabulary_size // vocabulary_ways
+        (1 + len(compared)) * -(-rows // layout.replicas),
+        length,
+        model.config.padded_vocabulary_size // vocabulary_ways,
     )
     # The last position predicts nothing; it rides along so that the length keeps its divisors.
     targets = jnp.roll(tokens, -1, axis=1)
 
     @jax.checkpoint
-    def chunk_log_probs(hidden_chunk, target_chunk):
+    def chunk_log_probs(target_chunk, hidden_chunk, *compared_chunk):
         logits = module.logits(hidden_chunk) / temperature
         normaliser = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, target_chunk[..., None], axis=-1)[..., 0]
         # −Σ p log p term by term: log Z − Σ p·logit would cancel where logits are large.
         log_probs = logits - normaliser[..., None]
-        return chosen - normaliser, -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+        said = chosen - normaliser, -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+        if frozen is None:
+            return said
+        other = jax.nn.log_softmax(frozen.logits(compared_chunk[0]) / temperature, axis=-1)
+        return *said, jnp.sum(jnp.exp(log_probs) * (log_probs - other), axis=-1)
 
     if chunk == length:
-        log_probs, entropy = chunk_log_probs(hidden, targets)
+        said = chunk_log_probs(targets, hidden, *compared)
     else:
-        chunks = (
-            hidden.reshape(rows, length // chunk, chunk, width).swapaxes(0, 1),
-            targets.reshape(rows, length // chunk, chunk).swapaxes(0, 1),
-        )
-        _, (log_probs, entropy) = jax.lax.scan(lambda _, xs: (None, chunk_log_probs(*xs)), None, chunks)
-        log_probs, entropy = (x.swapaxes(0, 1).reshape(rows, length) for x in (log_probs, entropy))
+        chunks = [
+            x.reshape(rows, length // chunk, chunk, *x.shape[2:]).swapaxes(0, 1)
+            for x in (targets, hidden, *compared)
+        ]
+        _, said = jax.lax.scan(lambda _, xs: (None, chunk_log_probs(*xs)), None, chunks)
+        said = tuple(x.swapaxes(0, 1).reshape(rows, length) for x in said)
 
     def shifted(x):
         return jnp.pad(x[:, :-1], ((0, 0), (1, 0))).reshape(shape)
 
-    return TokenLogProbs(shifted(log_probs), shifted(entropy))
+    return TokenLogProbs(*map(shifted, said))
 
 
 def token_values(

@@ -69,7 +69,11 @@ _Lesson = tuple[TrainingBatch, _Sizes, Loss]
 
 
 class Trainer:
-    """Runs optimizer updates of one model under one loss."""
+    """Runs optimizer updates of one model under one loss.
+
+    `reference`, where set, are frozen weights of the same decoder on the same layout: the model then tells its loss
+    how far it is from them.
+    """
 
     def __init__(
         self,
@@ -84,6 +88,7 @@ class Trainer:
         self.transformation = optimizer.transformation()
         self._loss, self._temperature = loss, temperature
         self._tokens_per_device = tokens_per_device
+        self.reference: Params | None = None
         self._rows = Rows(layout.mesh, layout.axes["batch"])
         self._learning_rates = optimizer.learning_rates()
         weights = model.trained(layout.weights(model.names))
@@ -103,19 +108,35 @@ class Trainer:
             self._apply_traced, donate_argnums=(0,), out_shardings=(shardings, layout.replicated)
         )
 
-    def _loss_of(self, params: Params, batch: TrainingBatch, counts: Counts, loss: Loss):
+    def _loss_of(
+        self,
+        params: Params,
+        batch: TrainingBatch,
+        counts: Counts,
+        loss: Loss,
+        reference: Params | None = None,
+    ):
         if self.model.kind is LanguageModel:
-            said = token_log_probs(self.model, params, batch.tokens, self._temperature, self.layout)
+            said = token_log_probs(
+                self.model, params, batch.tokens, self._temperature, self.layout, reference
+            )
         else:
             said = token_values(self.model, params, batch.tokens, self.layout)
         value, parts = loss(said, batch, counts)
         return value, dict(parts)
 
     def _accumulate_traced(
-        self, params: Params, gradients: Params, batch: TrainingBatch, counts: Counts, loss: Loss
+        self,
+        params: Params,
+        gradients: Params,
+        batch: TrainingBatch,
+        counts: Counts,
+        loss: Loss,
+        reference: Params | None,
     ):
         def loss_of(trained: Params):
-            return self._loss_of(join(trained, self.model.frozen(params)), batch, counts, loss)
+            whole = join(trained, self.model.frozen(params))
+            return self._loss_of(whole, batch, counts, loss, reference)
 
         (_, parts), new = jax.value_and_grad(loss_of, has_aux=True)(self.model.trained(params))
         return jax.tree.map(jnp.add, gradients, new), parts
@@ -189,7 +210,8 @@ class Trainer:
             passes += planned
             for micro in planned:
                 placed = self._placed(batch, micro, len(sizes.lengths))
-                gradients, part = self._accumulate(state.params, gradients, placed, counts, loss)
+                compared = self.reference if loss is self._loss else None
+                gradients, part = self._accumulate(state.params, gradients, placed, counts, loss, compared)
                 parts.append(part)
         state, report = self._apply(state, gradients)
         report = dict(report)

@@ -186,6 +186,11 @@ class Actor(_Saved):
         return super().load(directory)
 
     @exposed("load", ONE_TO_ALL)
+    def load_reference(self, directory: str) -> ReadReport | None:
+        """Read the frozen weights that the loss compares the policy with over the whole vocabulary."""
+        return self._trained.load_reference(Path(directory))
+
+    @exposed("load", ONE_TO_ALL)
     def restore(self, directory: str) -> None:
         """Continue from what `save` wrote."""
         self._rollout_weights = None

@@ -94,6 +94,13 @@ class TrainedModel:
         self._begin(self._with_adapters(params), str(directory))
         return report
 
+    def load_reference(self, directory: Path) -> ReadReport | None:
+        """Read frozen weights of the same decoder that the loss compares with; return what reading took."""
+        base = self._model.base
+        parts = tuple(base.shapes)
+        self._trainer.reference, report = load_weights(directory, base, self._layout, parts)
+        return report
+
     def load_backbone(self, directory: Path) -> ReadReport | None:
         """Start from the weights of another role under a head of its own; return what reading a checkpoint took."""
         backbone, report = load_weights(directory, self._model.base, self._layout, ("backbone",))

@@ -251,3 +251,17 @@ def test_pretraining_loss_is_the_weighed_cross_entropy(output, mask):
     loss, parts = PretrainingLoss(27.8)(output, batch, counts_of(mask))
     expected = -reference.mean(reference.chosen(output.log_probs, mask))
     np.testing.assert_allclose([loss, parts["actor/ptx_loss"]], [27.8 * expected, expected], rtol=1e-5)
+
+
+def test_the_kl_over_the_vocabulary_comes_from_the_model_and_reads_no_token_s_reference(
+    output, experience, draw, mask
+):
+    settings = dataclasses.replace(POLICY, kl_estimator="full", entropy_coefficient=0.0)
+    broken = dataclasses.replace(experience, reference_log_probs=np.full(mask.shape, np.nan, np.float32))
+    kl = np.where(mask, np.abs(draw(*mask.shape)), np.nan).astype(np.float32)
+    told, counts = dataclasses.replace(output, reference_kl=kl), counts_of(mask)
+    gradient, parts = jax.grad(settings, has_aux=True)(told, broken, counts)
+    np.testing.assert_allclose(parts["actor/kl_loss"], reference.mean(reference.chosen(kl, mask)), rtol=1e-5)
+    np.testing.assert_allclose(gradient.reference_kl, np.where(mask, 0.1 / mask.sum(), 0), rtol=1e-5)
+    with pytest.raises(types.UserError, match="reference's weights"):
+        settings(output, experience, counts)

@@ -162,7 +162,7 @@ def test_clipped_value_loss(mode, clip, draws, mask):
     same(gradient, x.grad)
 
 
-@pytest.mark.parametrize("estimator", KL_LOSS_ESTIMATORS)
+@pytest.mark.parametrize("estimator", [name for name in KL_LOSS_ESTIMATORS if name != "full"])
 def test_kl_estimators_in_value_and_gradient(estimator, draws, mask):
     reference_log_probs = draws(1.0, -2)
     log_probs = reference_log_probs + draws(2.0)

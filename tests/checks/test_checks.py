@@ -77,7 +77,7 @@ def test_a_config_on_two_pools_passes():
         ({"rollout__samples_per_prompt": 0}, "rollout.samples_per_prompt = 0: must be at least 1"),
         ({"algorithm__name": "pppo"}, "algorithm.name = 'pppo': did you mean 'ppo'?"),
         ({"algorithm__loss_aggregation": "token_mean"}, "did you mean 'token-mean'?"),
-        ({"algorithm__kl__loss_estimator": "k4"}, "it is one of: k1, k2, k3, abs, k1+, k2+, k3+, abs+"),
+        ({"algorithm__kl__loss_estimator": "k4"}, "it is one of: k1, k2, k3, abs, k1+, k2+, k3+, abs+, full"),
         ({"actor__optimizer__schedule": "cosin"}, "did you mean 'cosine'?"),
         ({"cluster__launcher": "slurm"}, "it is one of: ray, inprocess"),
         ({"cluster__platform": "gpus"}, "did you mean 'gpu'?"),

@@ -97,6 +97,36 @@ def test_vocabulary_chunks_change_neither_values_nor_gradients(params, monkeypat
     assert optax.tree.norm(difference) < 1e-5 * optax.tree.norm(whole_gradient)
 
 
+def test_the_kl_over_the_vocabulary_is_exact_and_what_a_single_token_estimates(params, monkeypatch):
+    other = tiny.weights(tiny.LANGUAGE_MODEL, LAYOUT, seed=1)
+    logits = [
+        numpy_decoder.logits(jax.device_get(p), tiny.CONFIG, BATCH.tokens) / 0.7 for p in (params, other)
+    ]
+    ours, theirs = (numpy_decoder.log_softmax(x.astype(np.float64)) for x in logits)
+    expected = np.sum(np.exp(ours) * (ours - theirs), axis=-1)[:, :-1]
+
+    @jax.jit
+    def said(params, reference):
+        return token_log_probs(tiny.LANGUAGE_MODEL, params, jnp.asarray(BATCH.tokens), 0.7, LAYOUT, reference)
+
+    whole = said(params, other)
+    np.testing.assert_allclose(
+        whole.reference_kl, np.pad(expected, ((0, 0), (1, 0))), rtol=1e-3, atol=TOLERANCE
+    )
+    assert np.all(np.asarray(whole.reference_kl)[:, 1:] > 0)
+    # Under π_θ the estimate k1 of a sampled token is log π_θ − log π_ref, whose mean this is.
+    mean = np.sum(np.exp(ours) * ours, axis=-1) - np.sum(np.exp(ours) * theirs, axis=-1)
+    np.testing.assert_allclose(expected, mean[:, :-1], rtol=1e-6)
+    itself = said(params, params)
+    np.testing.assert_allclose(itself.reference_kl, 0, atol=1e-5)
+    np.testing.assert_array_equal(itself.log_probs, whole.log_probs)
+    monkeypatch.setattr(
+        score, "_LOGIT_CHUNK_ELEMENTS", 6 * len(BATCH.tokens) * tiny.CONFIG.padded_vocabulary_size
+    )
+    chunked = jax.jit(said.__wrapped__)(params, other)
+    np.testing.assert_allclose(chunked.reference_kl, whole.reference_kl, rtol=1e-4, atol=1e-5)
+
+
 @tiny.ON_EVERY_MESH
 def test_every_mesh_scores_alike(sizes, scored):
     layout = training_layout(tiny.mesh_of(sizes))

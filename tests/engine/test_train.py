@@ -102,6 +102,25 @@ def test_what_lies_off_the_mask_is_never_read(role):
     assert_same_update(update(role, batch=dataclasses.replace(BATCH, tokens=tokens, **poison)), once(role))
 
 
+@pytest.mark.slow
+def test_the_kl_over_the_vocabulary_pulls_towards_the_reference_s_weights():
+    """With nothing but that KL in the loss: no pull at the reference itself, and a way back from elsewhere."""
+    layout = training_layout(tiny.ONE_DEVICE)
+    nothing = dataclasses.replace(BATCH, advantages=0 * BATCH.advantages)
+    loss = dataclasses.replace(POLICY, entropy_coefficient=0.0, kl_coefficient=1.0, kl_estimator="full")
+    near = tiny.optimizer(learning_rate=3e-3)
+    trained = Trainer(tiny.LANGUAGE_MODEL, layout, near, loss, 1.0, 4096)
+    trained.reference = tiny.weights(tiny.LANGUAGE_MODEL, layout)
+    state, report = trained.update(fresh_state("actor", SINGLE), nothing)
+    assert float(report["actor/kl_loss"]) < 1e-5 and float(report["grad_norm"]) < 1e-3
+    trained.reference = tiny.weights(tiny.LANGUAGE_MODEL, layout, seed=1)
+    distances = []
+    for _ in range(6):
+        state, report = trained.update(state, nothing)
+        distances.append(float(report["actor/kl_loss"]))
+    assert distances == sorted(distances, reverse=True) and distances[-1] < 0.9 * distances[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class Scaled:
     """A supervised loss with a weight."""
@@ -113,7 +132,8 @@ class Scaled:
         return self.weight * loss, parts
 
 
-@pytest.mark.parametrize("tokens_per_device", [4096, pytest.param(64, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens_per_device", [4096, 64])
 def test_an_auxiliary_batch_adds_its_own_gradient_over_its_own_counts(tokens_per_device):
     other = tiny.experience(length=24, seed=9)
     demonstrations = Demonstrations(other.tokens, other.lengths, other.response_mask)

@@ -56,6 +56,11 @@ def rule_warnings(config: Config) -> Iterator[str]:
             "algorithm.normalize_by_std = false is Dr.GRPO's, which aggregates as seq-mean-token-sum-norm; with"
             f" {rule.loss_aggregation} the bias towards short or long responses stays"
         )
+    if estimator == "remax" and config.rollout.samples_per_prompt > 1:
+        yield (
+            f"rollout.samples_per_prompt = {config.rollout.samples_per_prompt} with remax: the greedy response to a"
+            " prompt is generated once for each of its samples; 1 sample of more prompts costs less"
+        )
     if rule.objective != "vanilla" and rule.off_policy.level != "off":
         yield (
             f"algorithm.off_policy.level = {rule.off_policy.level} weighs the tokens of objective"

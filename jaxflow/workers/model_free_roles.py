@@ -54,6 +54,7 @@ class Estimator:
         self._multiplier_rule = multiplier_rule(config)
         self._kl_coefficient = self._kl.reward_coefficient
         self._multiplier = Multiplier(config.algorithm.lagrange.initial, ())
+        self._sampled: list[Scores] = []  # of the step's rounds of generation, where there are several
 
     def _placed(self, rollout: Rollout | Experience, *batches: Any) -> Any:
         """Put the rollout and what was said of it onto the mesh, at one length for all processes' rows."""
@@ -138,6 +139,7 @@ class Estimator:
     @exposed("adv", ONE_TO_ALL, replicated=True)
     def uninformative_groups(self, scores: Scores) -> int:
         """Count the groups whose rewards are all equal."""
+        self._sampled = self._sampled or [scores]
         return int(np.sum(self._uninformative(scores)))
 
     def _uninformative(self, scores: Scores) -> np.ndarray:
@@ -161,6 +163,7 @@ class Estimator:
     @exposed("adv", _REARRANGING)
     def refilled_scores(self, scores: Scores, their_scores: Scores) -> Scores:
         """Replace the scores of the same groups."""
+        self._sampled.append(their_scores)
         source = self._sources(scores, their_scores)
         return jax.tree.map(lambda leaf: leaf[source], join_rows([scores, their_scores]))
 
@@ -178,6 +181,13 @@ class Estimator:
         if self._samples_per_prompt > 1:
             flags = uninformative_groups(self._rows.gather(scores.scores), self._samples_per_prompt)
             metrics["reward/uninformative_groups"] = float(np.mean(flags))
+        if self._sampled:
+            # What was drawn, before the choice: the scores of chosen groups say little of the policy.
+            metrics["reward/sampled_score_mean"] = float(np.mean([told.scores for told in self._sampled]))
+            metrics["reward/sampled_accuracy_mean"] = float(
+                np.mean([told.accuracy for told in self._sampled])
+            )
+            self._sampled = []
         if self._kl.controller == "adaptive":
             self._kl_coefficient = adapt_coefficient(
                 self._kl_coefficient,

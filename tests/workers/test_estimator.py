@@ -60,7 +60,7 @@ SOURCE = [10, 11, 2, 3, 14, 15, 6, 7]
 
 
 def test_a_refill_takes_whole_rows_of_the_other_rollout_and_keeps_the_groups_places():
-    role = estimator()
+    role = Estimator(*setting())
     assert role.uninformative_groups(HELD_SCORES) == 2
     refilled = role.refilled_rollout(HELD, MORE, HELD_SCORES, MORE_SCORES)
     told = role.refilled_scores(HELD_SCORES, MORE_SCORES)
@@ -79,6 +79,11 @@ def test_a_refill_takes_whole_rows_of_the_other_rollout_and_keeps_the_groups_pla
     both = np.concatenate([HELD_SCORES.scores, MORE_SCORES.scores])
     np.testing.assert_array_equal(told.scores, both[SOURCE])
     assert role.uninformative_groups(told) == 0
+    # The figures are of all that was drawn, once.
+    _, _, (experience, _), _ = streams(role, HELD_SCORES)
+    figures = [role.statistics(refilled, told, experience) for _ in range(2)]
+    assert figures[0]["reward/sampled_score_mean"] == pytest.approx(both.mean())
+    assert "reward/sampled_score_mean" not in figures[1]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])

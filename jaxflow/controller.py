@@ -20,6 +20,7 @@ from jaxflow.stop import Stop
 from jaxflow.tracking.console import Console
 from jaxflow.tracking.metrics import (
     MetricsWriter,
+    offload_metrics,
     read_metrics,
     reward_metrics,
     timing_metrics,
@@ -211,6 +212,7 @@ class Controller:
         self._spans.pop(done + 1 - _SPANS_KEPT, None)
         self._timeline.write(done + 1, self._spans[done + 1])
         prompt_tokens = sum(int(prompts.lengths.sum()) for prompts in drawn) / len(drawn)
+        metrics |= offload_metrics(self._spans[done + 1])
         metrics |= self._timing([call[0] for call in calls], prompt_tokens, seconds)
         if len(drawn) > 1:
             metrics["training/refills"] = float(len(drawn) - 1)

@@ -70,6 +70,7 @@ class PoolPlan:
     hosts: int  # worker processes; process p owns the p-th run of devices in mesh order
     devices_per_host: int
     mesh: MeshSizes
+    offload: tuple[str, ...] = ()  # roles whose frozen weights or optimizer state wait in host memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ def mesh_sizes(mesh: MeshConfig) -> MeshSizes:
 def plan_pools(config: Config) -> dict[str, PoolPlan]:
     """Return the pools of a config that `check` accepts, by name."""
     return {
-        name: PoolPlan(pool.roles, pool.hosts, pool.devices_per_host, mesh_sizes(pool.mesh))
+        name: PoolPlan(pool.roles, pool.hosts, pool.devices_per_host, mesh_sizes(pool.mesh), pool.offload)
         for name, pool in config.cluster.pools.items()
     }
 
@@ -195,7 +196,8 @@ def describe_pool(
         parts += [f"{readable_bytes(held.training)} gradients and optimizer"] if held.training > 0 else []
         parts += [f"{readable_bytes(held.rollout)} rollout weights"] if held.rollout > 0 else []
         count = parameter_count(role, models[role])
-        yield f"  {role:<10}  {count:,} parameters → per device {', '.join(parts)}"
+        waits = "; waits in host memory" if role in plan.offload else ""
+        yield f"  {role:<10}  {count:,} parameters → per device {', '.join(parts)}{waits}"
 
 
 def _axis(name: str, size: int) -> str:

@@ -170,6 +170,10 @@ class RewardFigures:
     counts: Mapping[str, int]  # the same number -> rows of this process that told it
 
 
+OFFLOAD_SPAN = "offload"
+"""Name of a span inside a call in which arrays move between host and devices."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Span:
     """A stretch of time in which a pool did one thing."""

@@ -67,7 +67,14 @@ def get_config():
 # Two axes, each step with a real switch of layouts.
 FOUR_DEVICES = {"cluster.pools.main.devices_per_host": 4, "cluster.pools.main.mesh.tensor": 2}
 # What the clock decides; all else is a function of the config.
-TIMINGS = ("timing_", "perf/throughput", "perf/time_per_step", "perf/controller", "transition/seconds")
+TIMINGS = (
+    "timing_",
+    "perf/throughput",
+    "perf/time_per_step",
+    "perf/controller",
+    "transition/seconds",
+    "offload/seconds",
+)
 
 
 class StopAfter(Stop):

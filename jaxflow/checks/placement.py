@@ -46,6 +46,18 @@ def role_problems(config: Config, cast: Sequence[str]) -> Iterator[str]:
             yield f"cluster.pools: the role {role} stands in {' and '.join(names)}; leave it in one of them"
 
 
+def offload_problems(config: Config) -> Iterator[str]:
+    """Say which roles are to wait in host memory that are not in the pool, or have nothing to wait with."""
+    holders = roles_with_models(config)
+    for name, pool in config.cluster.pools.items():
+        for role in pool.offload:
+            key = f"cluster.pools.{name}.offload: {role!r}"
+            if role not in pool.roles:
+                yield f"{key} is not in the pool, which has: {', '.join(pool.roles)}; name roles of this pool"
+            elif role not in holders:
+                yield f"{key} holds no weights that could wait in host memory; leave it out"
+
+
 def mesh_problems(config: Config, devices_available: int | None) -> Iterator[str]:
     """Say which meshes are not those of their pool's devices, and whether this machine has too few.
 

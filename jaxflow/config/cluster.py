@@ -28,6 +28,9 @@ class PoolConfig:
     hosts: int = 1  # worker processes, one per host; together they run one mesh
     devices_per_host: int = 1
     mesh: MeshConfig = MeshConfig()
+    # Of its roles, those that wait in host memory between their uses: a frozen model's weights, the optimizer state
+    # of one that is trained.
+    offload: tuple[str, ...] = ()
 
 
 def _one_pool() -> dict[str, PoolConfig]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxflow.tracking.jsonl import DiskGuard, JsonLines, read_rows
 from jaxflow.tracking.tensorboard import TensorBoard
-from jaxflow.types import Metrics, RewardFigures, Sample
+from jaxflow.types import OFFLOAD_SPAN, Metrics, RewardFigures, Sample, Span
 
 FILE_NAME = "metrics.jsonl"
 GLOBAL_STEP = "training/global_step"
@@ -113,6 +113,18 @@ def reward_metrics(parts: Sequence[RewardFigures]) -> dict[str, float]:
         rows = sum(part.counts.get(name, 0) for part in parts)
         metrics[f"reward/{name}/mean"] = sum(part.sums.get(name, 0.0) for part in parts) / rows
     return metrics
+
+
+def offload_metrics(spans: Sequence[Span]) -> dict[str, float]:
+    """Sums a step's moves between host memory and devices: seconds, and bytes of the busiest device of each move.
+
+    Returns `offload/seconds` and `offload/bytes_per_device`; nothing where nothing waits in host memory.
+    """
+    moves = [span for span in spans if span.name == OFFLOAD_SPAN]
+    if not moves:
+        return {}
+    seconds, moved = sum(span.seconds for span in moves), sum(span.bytes for span in moves)
+    return {"offload/seconds": seconds, "offload/bytes_per_device": float(moved)}
 
 
 def timing_metrics(

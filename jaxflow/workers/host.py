@@ -6,6 +6,7 @@ Knows no dataflow and does not import Ray: the same class lives in a Ray actor o
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 import threading
@@ -79,8 +80,9 @@ class Host:
     def place(self, role: str) -> CallRecord:
         """Build a role here."""
         started = now()
+        place = dataclasses.replace(self._place, offload=role in self._derived.pools[self._pool.name].offload)
         with self._reporting(role, "place"):
-            self._roles[role] = role_class(self._config, role)(self._config, self._derived, self._place)
+            self._roles[role] = role_class(self._config, role)(self._config, self._derived, place)
         return CallRecord(Span(self._pool.name, role, "place", started, now() - started, 0, 0), ())
 
     def remove(self, role: str) -> CallRecord:

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 
 from jax.sharding import Mesh
 
+from jaxflow.engine.offload import Moved
+from jaxflow.types import OFFLOAD_SPAN
+
 
 @dataclasses.dataclass
 class Inner:
@@ -25,6 +28,7 @@ class Place:
     """The mesh of a role's pool, and the notebook of what its calls spent time on."""
 
     mesh: Mesh
+    offload: bool = False  # what the role does not use at the moment waits in host memory
     inner: list[Inner] = dataclasses.field(default_factory=list)
 
     @contextlib.contextmanager
@@ -34,3 +38,9 @@ class Place:
         yield noted
         noted.seconds = time.time() - noted.started
         self.inner.append(noted)
+
+    def note_offload(self, *moves: Moved | None) -> None:
+        """Note moves between host and devices that just ended; None was none."""
+        for moved in (one for one in moves if one is not None):
+            ended = time.time()
+            self.inner.append(Inner(OFFLOAD_SPAN, ended - moved.seconds, moved.seconds, moved.bytes))

@@ -15,12 +15,13 @@ from jaxtyping import Float
 from jaxflow.algorithms.verifier import VerifierLoss, last_value
 from jaxflow.batch_algebra import Derived
 from jaxflow.config import Config
+from jaxflow.engine.offload import Frozen
 from jaxflow.engine.rows import Rows
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import training_layout
 from jaxflow.engine.state import load_weights
 from jaxflow.models.decoder_config import DecoderConfig
-from jaxflow.models.transformer import Params, ScalarModel, describe
+from jaxflow.models.transformer import ScalarModel, describe
 from jaxflow.models.weights_in import ReadReport
 from jaxflow.types import Judgements, Metrics, Prompts, Rollout, Sample, Scores
 from jaxflow.workers.place import Place
@@ -98,7 +99,7 @@ class RewardModel(Reward):
         self._layout = training_layout(place.mesh, decoder)
         budget = config.rollout.score_microbatch_tokens_per_device
         self._scorer = Scorer(self._model, self._layout, budget, 1.0)
-        self._params: Params = {}
+        self._place, self._weights = place, Frozen({}, False)
 
     def _decoder(self, derived: Derived) -> DecoderConfig:
         """Return the model's shape."""
@@ -111,7 +112,9 @@ class RewardModel(Reward):
     def _numbers(self, rollout: Rollout) -> np.ndarray:
         """Return the model's number s after each response [B]."""
         tokens, lengths, mask = _read_afterwards(rollout.tokens, rollout.lengths, rollout.response_mask)
-        return np.asarray(last_value(self._scorer.values(self._params, tokens, lengths, mask), mask))
+        with self._weights.at_hand() as (params, moved):
+            self._place.note_offload(moved)
+            return np.asarray(last_value(self._scorer.values(params, tokens, lengths, mask), mask))
 
     def _scores(self, rollout: Rollout) -> np.ndarray:
         """Return σ(s) of each response [B]."""
@@ -125,7 +128,8 @@ class RewardModel(Reward):
     def load(self, directory: str) -> ReadReport | None:
         """Read the weights."""
         parts = tuple(self._model.shapes)
-        self._params, report = load_weights(Path(directory), self._model, self._layout, parts)
+        params, report = load_weights(Path(directory), self._model, self._layout, parts)
+        self._weights = Frozen(params, self._place.offload)
         return report
 
     @exposed("reward", THREE_D_PROTO, by_parts=True)

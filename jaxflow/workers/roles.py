@@ -16,6 +16,7 @@ from jaxflow.config import Config
 from jaxflow.data.source import load_tokenizer
 from jaxflow.engine.generate import Generator
 from jaxflow.engine.merging import merging
+from jaxflow.engine.offload import Frozen
 from jaxflow.engine.rows import Rows
 from jaxflow.engine.sampling import Sampling
 from jaxflow.engine.score import Scorer
@@ -98,6 +99,7 @@ class Actor(_Saved):
             config.actor.optimizer.max_skipped_updates,
             config.run.seed,
             _ACTOR_WEIGHTS,
+            place,
         )
         self._scorer = Scorer(model, training, rollout.score_microbatch_tokens_per_device, temperature)
         self._generator = Generator(model.base, self._generation, rollout.dtype, rollout.sequences_per_device)
@@ -251,6 +253,7 @@ class Critic(_Saved):
             config.critic.optimizer.max_skipped_updates,
             config.run.seed,
             self._weights,
+            place,
         )
         self._scorer = Scorer(model, layout, config.rollout.score_microbatch_tokens_per_device, 1.0)
 
@@ -303,19 +306,22 @@ class Reference:
         self._layout = training_layout(place.mesh, derived.actor_model)
         budget = config.rollout.score_microbatch_tokens_per_device
         self._scorer = Scorer(self._model, self._layout, budget, _log_prob_temperature(config))
-        self._params: Params = {}
+        self._place, self._weights = place, Frozen({}, False)
 
     @exposed("load", ONE_TO_ALL)
     def load(self, directory: str) -> ReadReport | None:
         """Read the frozen weights."""
         parts = tuple(self._model.shapes)
-        self._params, report = load_weights(Path(directory), self._model, self._layout, parts)
+        params, report = load_weights(Path(directory), self._model, self._layout, parts)
+        self._weights = Frozen(params, self._place.offload)
         return report
 
     @exposed("ref", THREE_D_PROTO, by_parts=True)
     def log_probs(self, rollout: Rollout) -> TokenLogProbs:
         """Score the responses with the frozen weights."""
-        return self._scorer.log_probs(self._params, rollout.tokens, rollout.lengths, rollout.response_mask)
+        with self._weights.at_hand() as (params, moved):
+            self._place.note_offload(moved)
+            return self._scorer.log_probs(params, rollout.tokens, rollout.lengths, rollout.response_mask)
 
 
 def _named(role: str, metrics: dict[str, float]) -> dict[str, float]:

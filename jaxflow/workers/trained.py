@@ -12,6 +12,7 @@ import jax
 
 from jaxflow.config import Config, OptimizerConfig
 from jaxflow.engine.adapter_files import AdapterNote, read_note, write_note
+from jaxflow.engine.offload import to_devices, to_host
 from jaxflow.engine.optimizer import Optimizer
 from jaxflow.engine.sharding import Layout
 from jaxflow.engine.state import (
@@ -29,6 +30,7 @@ from jaxflow.engine.train import Auxiliary, Loss, Trainer, TrainingBatch
 from jaxflow.models.transformer import Model, Params
 from jaxflow.models.weights_in import ReadReport
 from jaxflow.types import UserError
+from jaxflow.workers.place import Place
 
 _ADAPTERS = "adapters"  # folder of a checkpoint
 
@@ -53,8 +55,14 @@ def taught(
 class TrainedModel:
     """A model with its training state on one layout."""
 
-    def __init__(self, trainer: Trainer, max_skipped_updates: int, seed: int, stream: int):
-        """Take a trainer over; `seed` and `stream` are where the model's random weights come from."""
+    def __init__(
+        self, trainer: Trainer, max_skipped_updates: int, seed: int, stream: int, place: Place | None = None
+    ):
+        """Take a trainer over; `seed` and `stream` are where the model's random weights come from.
+
+        Where `place` says so, the optimizer's moments wait in host memory between updates and saves.
+        """
+        self._place = place
         self._trainer, self._seed, self._stream = trainer, seed, stream
         self._model, self._layout = trainer.model, trainer.layout
         self._max_skipped_updates = max_skipped_updates
@@ -78,7 +86,28 @@ class TrainedModel:
 
     def _begin(self, params: Params, directory: str) -> None:
         self._base = directory
-        self._state = new_state(self._model, self._layout, self._trainer.transformation, params)
+        self._park(new_state(self._model, self._layout, self._trainer.transformation, params))
+
+    @property
+    def _offloads(self) -> bool:
+        return self._place is not None and self._place.offload
+
+    def _park(self, state: TrainState) -> None:
+        """Keep a state; its moments go where they wait."""
+        self._state = state
+        if self._offloads:
+            moments, moved = to_host(state.optimizer_state)
+            self._state = dataclasses.replace(state, optimizer_state=moments)
+            self._place.note_offload(moved)
+
+    def _at_hand(self) -> TrainState:
+        """Return the state with all of it on the devices; whoever asks parks it, or what became of it, again."""
+        state = self._existing_state()
+        if not self._offloads:
+            return state
+        moments, moved = to_devices(state.optimizer_state)
+        self._place.note_offload(moved)
+        return dataclasses.replace(state, optimizer_state=moments)
 
     def _with_adapters(self, params: Params) -> Params:
         return with_adapters(self._model, self._layout, params, self._seed, self._stream)
@@ -120,10 +149,10 @@ class TrainedModel:
         Raises UserError when more than `max_skipped_updates` updates in a row were not finite; the weights
         then are those of the last finite one, ready to be saved.
         """
-        state = self._existing_state()
-        self._state, metrics = self._trainer.epochs(
-            state, batch, minibatch_sequences, epochs, self._seed, auxiliary
+        state, metrics = self._trainer.epochs(
+            self._at_hand(), batch, minibatch_sequences, epochs, self._seed, auxiliary
         )
+        self._park(state)
         in_a_row = int(self._state.skipped)
         if in_a_row > self._max_skipped_updates:
             raise UserError(
@@ -134,7 +163,9 @@ class TrainedModel:
 
     def save(self, directory: Path) -> None:
         """Write all state that the next update depends on."""
-        save_state(directory, self._model, self._existing_state())
+        state = self._at_hand()
+        save_state(directory, self._model, state)
+        self._park(state)
         if self._model.adapters is not None and jax.process_index() == 0:
             write_note(directory / _ADAPTERS, AdapterNote(self._model.adapters, self._base))
 
@@ -150,7 +181,7 @@ class TrainedModel:
             self._base = note.base
             frozen = self._model.frozen(self._restored_base())
         transformation = self._trainer.transformation
-        self._state = restore_state(directory, self._model, self._layout, transformation, frozen)
+        self._park(restore_state(directory, self._model, self._layout, transformation, frozen))
 
     def _restored_base(self) -> Params:
         if not self._base:

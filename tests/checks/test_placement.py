@@ -252,3 +252,17 @@ def test_pools_without_a_model_take_rows_as_they_come():
         "cluster__pools__host__mesh__data": 5,
     }
     check(config(**alone, rollout__parts=4), 100, 13)
+
+
+@pytest.mark.parametrize(
+    ("role", "why"),
+    [
+        ("estimator", "holds no weights that could wait in host memory; leave it out"),
+        ("reward", "holds no weights that could wait in host memory; leave it out"),
+        ("refrence", f"is not in the pool, which has: {', '.join(ROLES)}; name roles of this pool"),
+    ],
+)
+def test_only_weights_of_the_pool_wait_in_host_memory(role, why):
+    assert problems(config(cluster__pools__main__offload=[role])) == [f"cluster.pools.main.offload: {role!r} {why}"]
+    check(config(cluster__pools__main__offload=["actor", "critic", "reference"]), 100, None)
+    check(config(**MODEL_REWARD, cluster__pools__main__offload=["reward"]), 100, None)

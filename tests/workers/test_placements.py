@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from runs import flags, rows, run_here, run_to_end
+from runs import STEPS, StopAfter, flags, rows, run_here, run_to_end
 
 from jaxflow.config import pool
 
@@ -63,6 +63,17 @@ def colocated(tmp_path_factory):
 def test_every_placement_gives_the_colocated_runs_metrics(colocated, tmp_path, name, parts):
     assert run_here(tmp_path, pools=PLACEMENTS[name], **MODEL, **{"rollout.parts": parts})[0] == 0
     assert differences(rows(tmp_path), colocated) == {}
+
+
+@pytest.mark.slow
+def test_what_waits_in_host_memory_changes_no_bit_stopped_and_resumed(colocated, tmp_path):
+    waiting = {"cluster.pools.main.offload": ("actor", "critic", "reference", "reward")}
+    assert run_here(tmp_path, StopAfter(6), **MODEL, **waiting)[0] == 143
+    assert run_here(tmp_path, **MODEL, **waiting)[0] == 0
+    moved = [{name for name in row if name.startswith("offload/")} for row in rows(tmp_path)]
+    assert moved[1:] == [{"offload/bytes_per_device"}] * STEPS
+    kept = [{name: row[name] for name in row if not name.startswith("offload/")} for row in rows(tmp_path)]
+    assert kept == colocated
 
 
 @pytest.fixture(scope="module")

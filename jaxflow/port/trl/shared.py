@@ -219,6 +219,16 @@ def optimizer_settings(section: str, sizes: Sizes) -> tuple[Setting, ...]:
 def shared_settings(sizes: Sizes, dataflow: str, kl: str) -> tuple[Setting, ...]:
     """Return the settings that every trainer of TRL's has; `kl` is the key of its KL coefficient."""
     return (
+        *_run_settings(sizes),
+        *_cluster_settings(dataflow, kl),
+        *_material_settings(sizes),
+        *optimizer_settings("actor", sizes),
+        *_adapter_settings("actor"),
+    )
+
+
+def _run_settings(sizes: Sizes) -> tuple[Setting, ...]:
+    return (
         copied("run.seed", "seed"),
         Setting(
             "run.evaluate_every_steps",
@@ -245,6 +255,11 @@ def shared_settings(sizes: Sizes, dataflow: str, kl: str) -> tuple[Setting, ...]
                 Idle("a folder under runs/") if values["output_dir"] is None else Is(values["output_dir"])
             ),
         ),
+    )
+
+
+def _cluster_settings(dataflow: str, kl: str) -> tuple[Setting, ...]:
+    return (
         Setting("cluster.platform", ("num_processes",), "gpu", lambda values: Is("gpu")),
         Setting(
             "cluster.address",
@@ -272,6 +287,11 @@ def shared_settings(sizes: Sizes, dataflow: str, kl: str) -> tuple[Setting, ...]
             "all processes where one of them shards",
             _fsdp,
         ),
+    )
+
+
+def _material_settings(sizes: Sizes) -> tuple[Setting, ...]:
+    return (
         Setting("data.train_files", ("dataset_name",), "a local Parquet or JSONL file", _files),
         Setting(
             "data.tokenizer",
@@ -298,8 +318,6 @@ def shared_settings(sizes: Sizes, dataflow: str, kl: str) -> tuple[Setting, ...]
             "padded tokens = sequences × (prompt + completion)",
             _tokens(sizes),
         ),
-        *optimizer_settings("actor", sizes),
-        *_adapter_settings("actor"),
     )
 
 

@@ -10,7 +10,10 @@ from jaxflow.port.verl.sizes import MODEL, has_critic, is_megatron
 
 _CRITIC = "critic.model"
 _MEGATRON_MODULES = ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
-_NO_LOADING = ("jaxflow begins with fresh adapters", "merge the adapter into the weights first")
+_NO_LOADING = (
+    "jaxflow begins with fresh adapters",
+    "merge it into the weights: python -m jaxflow.convert import HF_DIR OUT --adapter PEFT_DIR",
+)
 _INSIDE = "no counterpart in jaxflow's adapters"
 
 

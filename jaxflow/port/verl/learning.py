@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
-from jaxflow.port.table import Idle, Is, Key, Outcome, Refused, Setting, Values, copied
+from jaxflow.port.table import Idle, Is, Key, Outcome, Refused, Setting, Values, copied, number
 from jaxflow.port.verl.sizes import (
     ACTOR,
     MODEL,
@@ -204,99 +205,82 @@ _TRAINING = (
 )
 
 
-def _of_critic(outcome: Callable[[Values], Outcome]) -> Callable[[Values], Outcome]:
-    return lambda values: outcome(values) if has_critic(values) else Idle(_NO_CRITIC)
-
-
 def _dtype(values: Values) -> Outcome:
     name = values[f"{ACTOR}.megatron.dtype"] if is_megatron(values) else values[f"{ACTOR}.fsdp_config.dtype"]
     return Is(DTYPES[name]) if name in DTYPES else Refused(f"no {name}", "compute in bfloat16 or float32")
 
 
-def _role_settings(
-    section: str, prefix: str, among: Callable[[Callable[[Values], Outcome]], Callable[[Values], Outcome]]
-) -> tuple[Setting, ...]:
-    optimizer, optim = f"{section}.optimizer", f"{prefix}.optim"
-
-    def setting(key: str, reads: tuple[str, ...], how: str, outcome: Callable[[Values], Outcome]) -> Setting:
-        return Setting(key, reads, how, among(outcome))
-
-    steps = ("trainer.total_training_steps", "trainer.total_epochs", "data.train_batch_size")
+def _optimizer_settings(section: str, prefix: str) -> tuple[Setting, ...]:
+    target, optim = f"{section}.optimizer", f"{prefix}.optim"
+    sizes = (f"{prefix}.ppo_mini_batch_size", f"{prefix}.ppo_epochs", "data.train_batch_size")
+    steps = ("trainer.total_training_steps", "trainer.total_epochs")
     return (
-        setting(
-            f"{optimizer}.learning_rate", (f"{optim}.lr",), "the same", lambda v: Is(float(v[f"{optim}.lr"]))
-        ),
-        setting(
-            f"{optimizer}.schedule",
+        number(f"{target}.learning_rate", f"{optim}.lr"),
+        Setting(
+            f"{target}.schedule",
             (f"{optim}.lr_scheduler_type", f"{optim}.warmup_style", f"{optim}.lr_decay_style"),
             "constant, cosine (FSDP); lr_decay_style with Megatron",
             _schedule(prefix),
         ),
-        setting(
-            f"{optimizer}.final_fraction",
+        Setting(
+            f"{target}.final_fraction",
             (f"{optim}.min_lr_ratio", f"{optim}.min_lr", f"{optim}.lr"),
             "of the peak; with Megatron min_lr / lr",
             _final_fraction(prefix),
         ),
-        setting(
-            f"{optimizer}.warmup_updates",
-            (
-                f"{optim}.lr_warmup_steps",
-                f"{optim}.lr_warmup_steps_ratio",
-                f"{prefix}.ppo_mini_batch_size",
-                f"{prefix}.ppo_epochs",
-                *steps,
-            ),
+        Setting(
+            f"{target}.warmup_updates",
+            (f"{optim}.lr_warmup_steps", f"{optim}.lr_warmup_steps_ratio", *sizes, *steps),
             "updates = steps × mini-batches per step × epochs; verl counts steps",
             _warmup(prefix),
         ),
-        setting(
-            f"{optimizer}.beta1",
-            (f"{optim}.betas",),
-            "the first",
-            lambda v: Is(float(v[f"{optim}.betas"][0])),
+        Setting(
+            f"{target}.beta1", (f"{optim}.betas",), "the first", lambda v: Is(float(v[f"{optim}.betas"][0]))
         ),
-        setting(
-            f"{optimizer}.beta2",
-            (f"{optim}.betas",),
-            "the second",
-            lambda v: Is(float(v[f"{optim}.betas"][1])),
+        Setting(
+            f"{target}.beta2", (f"{optim}.betas",), "the second", lambda v: Is(float(v[f"{optim}.betas"][1]))
         ),
-        setting(
-            f"{optimizer}.weight_decay",
-            (f"{optim}.weight_decay",),
-            "the same",
-            lambda v: Is(float(v[f"{optim}.weight_decay"])),
-        ),
-        setting(
-            f"{optimizer}.clip_norm",
+        number(f"{target}.weight_decay", f"{optim}.weight_decay"),
+        Setting(
+            f"{target}.clip_norm",
             (f"{optim}.clip_grad", f"{prefix}.grad_clip"),
             "the same",
             _clip_norm(prefix),
         ),
-        setting(
-            f"{section}.update_epochs",
-            (f"{prefix}.ppo_epochs",),
-            "the same",
-            lambda v: Is(v[f"{prefix}.ppo_epochs"]),
-        ),
-        setting(
+    )
+
+
+def _batch_settings(section: str, prefix: str) -> tuple[Setting, ...]:
+    dynamic, tokens, per_device, over_all = (f"{prefix}.{name}" for name in _TRAINING)
+    return (
+        copied(f"{section}.update_epochs", f"{prefix}.ppo_epochs"),
+        Setting(
             f"{section}.minibatch_sequences",
             (f"{prefix}.ppo_mini_batch_size", f"{ROLLOUT}.n"),
             "sequences over all devices = prompts × rollout.n",
             _minibatch(prefix),
         ),
-        setting(
+        Setting(
             f"{section}.microbatch_tokens_per_device",
-            tuple(f"{prefix}.{name}" for name in (_TRAINING[2], _TRAINING[3], _TRAINING[0], _TRAINING[1])),
+            (per_device, over_all, dynamic, tokens),
             "padded tokens = sequences × (max_prompt + max_response), or the dynamic budget",
-            lambda v: microbatch_tokens(v, prefix, _TRAINING),
+            lambda values: microbatch_tokens(values, prefix, _TRAINING),
         ),
     )
 
 
+def _of_critic(setting: Setting) -> Setting:
+    """Return a setting that has nothing to set where there is no critic."""
+
+    def outcome(values: Values) -> Outcome:
+        return setting.outcome(values) if has_critic(values) else Idle(_NO_CRITIC)
+
+    return dataclasses.replace(setting, outcome=outcome)
+
+
 SETTINGS: tuple[Setting, ...] = (
-    *_role_settings("actor", ACTOR, lambda outcome: outcome),
+    *_optimizer_settings("actor", ACTOR),
+    *_batch_settings("actor", ACTOR),
     Setting(
         "actor.model.compute_dtype",
         (f"{ACTOR}.fsdp_config.dtype", f"{ACTOR}.megatron.dtype"),
@@ -304,5 +288,5 @@ SETTINGS: tuple[Setting, ...] = (
         _dtype,
     ),
     copied("actor.model.remat", f"{MODEL}.enable_gradient_checkpointing"),
-    *_role_settings("critic", "critic", _of_critic),
+    *map(_of_critic, (*_optimizer_settings("critic", "critic"), *_batch_settings("critic", "critic"))),
 )

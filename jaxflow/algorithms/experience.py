@@ -67,6 +67,7 @@ class ExperienceEstimator:
     estimator: str  # one of ESTIMATORS
     discount: float  # γ per token
     gae_lambda: float  # λ
+    score_bound: float  # scores count as at most ± this; 0.0: as they are
     whiten_advantages: bool  # gae's, over the whole step; the returns stay raw
     normalize_by_std: bool  # of group baselines
     kl_reward_estimator: str  # one of KL_ESTIMATORS
@@ -105,6 +106,11 @@ class ExperienceEstimator:
         reference = actor_log_probs if reference_log_probs is None else on_mask(reference_log_probs, mask)
         kl = kl_estimate(actor_log_probs, reference, self.kl_reward_estimator)
         values = zeros if values is None else on_mask(values, mask)
+        if self.score_bound > 0:
+            bounded = jnp.clip(scores.scores, -self.score_bound, self.score_bound)
+            scores = dataclasses.replace(scores, scores=bounded)
+            if greedy_scores is not None:
+                greedy_scores = jnp.clip(greedy_scores, -self.score_bound, self.score_bound)
         rewards = shape_rewards(scores.scores, kl, mask, kl_coefficient)
         advantages, returns = self._advantages(rollout, scores, rewards, values, greedy_scores)
         weights, penalised = self._weights(rollout, scores, actor_log_probs, advantages)

@@ -183,6 +183,7 @@ _RANGES: Mapping[str, _Range] = {
     "algorithm.kl_cov.fraction": _UP_TO_ONE,
     "algorithm.kl_cov.coefficient": _FROM_ZERO,
     "algorithm.value_clip": _FROM_ZERO,
+    "algorithm.score_bound": _FROM_ZERO,
     "algorithm.ptx_coefficient": _FROM_ZERO,
     "algorithm.entropy_coefficient": _FROM_ZERO,
     "algorithm.kl.reward_coefficient": _FROM_ZERO,

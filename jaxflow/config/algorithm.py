@@ -151,6 +151,7 @@ class AlgorithmConfig:
     estimator: str = ""
     discount: float = 1.0  # γ per token
     gae_lambda: float = 1.0  # λ
+    score_bound: float = 0.0  # scores and costs count as at most ± this; 0: off (Safe-RLHF has 50)
     whiten_advantages: bool = True  # gae: over the whole step; the others whiten where their papers do
     normalize_by_std: bool = True  # grpo, grpo_passk, gdpo: divide by the group's deviation; Dr.GRPO does not
     gdpo: GDPOConfig = GDPOConfig()

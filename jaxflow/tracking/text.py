@@ -7,12 +7,17 @@ from __future__ import annotations
 
 STAGE_WORDS = {
     "gen": "generate",
+    "gen_max": "generate greedily",
     "reward": "reward",
+    "cost": "cost",
     "old_log_prob": "score with actor",
     "ref": "score with reference",
     "values": "score with critic",
+    "cost_values": "score with cost critic",
+    "pretraining": "pretraining batch",
     "adv": "advantages",
     "update_critic": "update critic",
+    "update_cost_critic": "update cost critic",
     "update_actor": "update actor",
     "testing": "validate",
     "save_checkpoint": "save checkpoint",

@@ -56,6 +56,7 @@ def experience_estimator(config: Config) -> ExperienceEstimator:
         estimator=rule.estimator or load_dataflow(rule.name).estimators[0],
         discount=rule.discount,
         gae_lambda=rule.gae_lambda,
+        score_bound=rule.score_bound,
         whiten_advantages=rule.whiten_advantages,
         normalize_by_std=rule.normalize_by_std,
         kl_reward_estimator=rule.kl.reward_estimator,

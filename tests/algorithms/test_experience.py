@@ -15,6 +15,7 @@ ESTIMATOR = ExperienceEstimator(
     estimator="gae",
     discount=0.99,
     gae_lambda=0.95,
+    score_bound=0.0,
     whiten_advantages=True,
     normalize_by_std=True,
     kl_reward_estimator="k1",
@@ -145,6 +146,22 @@ def test_gdpo_reads_the_components_and_is_refused_without(rollout, scores, model
     np.testing.assert_allclose(experience.advantages, expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="components"):
         settings(grouped, scores, models[0], None, None, None, 0.2)
+
+
+def test_scores_count_up_to_their_bound_alone(rollout, scores, models):
+    loud = dataclasses.replace(scores, scores=(100 * scores.scores).astype(np.float32))
+    held = dataclasses.replace(scores, scores=np.clip(loud.scores, -3, 3))
+    bounded = dataclasses.replace(ESTIMATOR, score_bound=3.0)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        bounded(rollout, loud, *models, None, 0.2),
+        ESTIMATOR(rollout, held, *models, None, 0.2),
+    )
+    remax = dataclasses.replace(bounded, estimator="remax", reweighting="pow")
+    greedy = -loud.scores
+    told = remax(rollout, loud, models[0], None, None, greedy, 0.2)
+    expected = remax(rollout, held, models[0], None, None, -held.scores, 0.2)
+    jax.tree.map(np.testing.assert_array_equal, told, expected)
 
 
 def test_without_a_reference_the_policy_is_at_distance_zero(rollout, scores, models, mask):

@@ -222,6 +222,16 @@ def _refuse_other_model(workdir: Path, saved: dict | None, config: Config) -> No
         for key in vars(old)
         if key not in _NOT_OF_WEIGHTS and vars(old)[key] != vars(new)[key]
     ]
+    adapters = (
+        ("actor", before.actor.lora, config.actor.lora),
+        ("critic", before.critic.lora, config.critic.lora),
+    )
+    differences += [
+        f"  {role}.lora.{key}: {vars(old)[key]} → {vars(new)[key]}"
+        for role, old, new in adapters
+        for key in vars(old)
+        if max(old.rank, new.rank) > 0 and vars(old)[key] != vars(new)[key]
+    ]
     if differences:
         raise UserError(
             "\n".join(

@@ -263,8 +263,9 @@ def test_resume_can_be_refused(finished, command):
 @pytest.mark.slow
 def test_another_model_is_refused_and_the_saved_config_kept(finished, command):
     before = (finished[0] / "config.json").read_text()
-    result = command(*flags(finished[0], **{"actor.model.width": 64, "run.total_steps": 9}))
-    refused(result, "holds a run of another model", "actor.model.width: 32 → 64")
+    changes = {"actor.model.width": 64, "critic.lora.rank": 2, "run.total_steps": 9}
+    result = command(*flags(finished[0], **changes))
+    refused(result, "holds a run of another model", "actor.model.width: 32 → 64", "critic.lora.rank: 0 → 2")
     assert (finished[0] / "config.json").read_text() == before
 
 

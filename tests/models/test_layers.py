@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
 from jaxflow.models.layers import RMSNorm, project
 
@@ -25,3 +27,14 @@ def test_projection_contracts_the_width_and_keeps_every_other_dimension():
     x, weight = generator.normal(size=(2, 3, 4)), generator.normal(size=(4, 5, 6))
     expected = np.einsum("btd,dnh->btnh", x, weight)
     np.testing.assert_allclose(project(jnp.asarray(x), jnp.asarray(weight)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_norm_with_an_offset_rounds_where_gemma_s_does():
+    x, scale = np.random.default_rng(0).normal(size=(2, 5, 64)).astype(np.float32)
+    norm = RMSNorm(64, 1e-6, offset=True)
+    norm.scale.set_value(jnp.asarray(scale[0]))
+    theirs = Gemma2RMSNorm(64, eps=1e-6)
+    with torch.no_grad():
+        theirs.weight.copy_(torch.tensor(scale[0]))
+        expected = theirs(torch.tensor(x, dtype=torch.bfloat16)).float().numpy()
+    np.testing.assert_array_equal(np.asarray(norm(jnp.asarray(x, jnp.bfloat16)), np.float32), expected)

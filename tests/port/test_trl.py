@@ -25,6 +25,8 @@ def test_every_key_of_jaxflow_s_in_the_tables_is_in_its_schema_and_no_setting_tw
     keys = [setting.key for setting in dialect.settings]
     assert [key for key in keys if key not in {*flatten(Config()), "--workdir"}] == []
     assert len(keys) == len(set(keys))
+    silent = [key.name for key in dialect.keys if not (key.why or key.judge or dialect.settings_of(key.name))]
+    assert silent == []
     names = [key.name for key in dialect.keys]
     assert len(names) == len(set(names))
 

@@ -124,6 +124,11 @@ def test_every_key_of_jaxflow_s_in_the_table_is_in_its_schema_and_no_setting_twi
     assert len(names) == len(set(names))
 
 
+def test_every_key_without_a_setting_says_why():
+    silent = [key.name for key in VERL.keys if not (key.why or key.judge or VERL.settings_of(key.name))]
+    assert silent == []
+
+
 def test_a_table_whose_settings_read_unknown_keys_is_refused():
     setting = Setting("run.seed", ("a", "b"), "", lambda values: Is(0))
     with pytest.raises(ValueError, match="lacks: b"):
@@ -194,6 +199,9 @@ def test_the_examples_keep_their_rule_of_learning(files, tmp_path):
         ("trainer.device=npu", "no 'npu'"),
         (f"{ACTOR}.kl_loss_type=full", ""),
         ("trainer.critic_warmup=5", "first step"),
+        ("critic.enable=False", "leave it out"),
+        ("actor_rollout_ref.model.path=null", "no model is named"),
+        ("actor_rollout_ref.model.path=", "no model is named"),
         ("trainer.v1.trainer_mode=separate_async", "synchronous"),
         (f"{ROLLOUT}.dtype=float16", "bfloat16 or float32"),
     ],

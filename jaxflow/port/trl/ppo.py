@@ -114,14 +114,6 @@ def _tokens(values: Values) -> Outcome:
     return Is(sequences * tokens, f"{sequences} sequences × {tokens} padded tokens")
 
 
-def _max_steps(values: Values) -> Outcome:
-    return (
-        Idle("TRL's PPO counts total_episodes")
-        if values["max_steps"] < 0
-        else Refused("not read", "total_episodes")
-    )
-
-
 _SETTINGS: tuple[Setting, ...] = (
     *shared_settings(_SIZES, "ppo", "kl_coef"),
     Setting(

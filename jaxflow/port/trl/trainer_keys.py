@@ -49,7 +49,7 @@ _COMMON: tuple[Key, ...] = (
         "retune for it",
     ),
     Key("num_train_epochs", 3.0),
-    Key("max_steps", -1),
+    Key("max_steps", -1, None, "TRL's PPO counts total_episodes"),
     Key("seed", 42),
     Key("bf16", None),
     Key("fp16", False, (False, None), "jaxflow has no float16", "use bf16"),

@@ -74,7 +74,7 @@ KEYS: tuple[Key, ...] = (
         Key(f"critic.forward_{name}", None, None, _SCORED)
         for name in ("micro_batch_size", "micro_batch_size_per_gpu", "max_token_len_per_gpu")
     ),
-    Key("critic.enable", None),
+    Key("critic.enable", None, judge=lambda values: _critic_asked(values)),
     Key("critic.cliprange_value", 0.5),
     Key(
         "critic.loss_agg_mode",
@@ -114,6 +114,13 @@ KEYS: tuple[Key, ...] = (
         "the critic has the actor's shape and its remat",
     ),
 )
+
+
+def _critic_asked(values: Values) -> Idle | Refused:
+    asked = values["critic.enable"]
+    if asked is None or bool(asked) == has_critic(values):
+        return Idle("there is a critic where algorithm.adv_estimator is gae")
+    return Refused("jaxflow trains a critic for gae, and for no other estimator", "leave it out")
 
 
 def _schedule(prefix: str) -> Callable[[Values], Outcome]:

@@ -6,7 +6,7 @@ import json
 import pathlib
 
 from jaxflow.port.table import Idle, Is, Key, Outcome, Refused, Setting, Values, copied
-from jaxflow.port.verl.sizes import MODEL
+from jaxflow.port.verl.sizes import MODEL, has_critic
 
 _FUNCTION, _NAME = "reward.custom_reward_function.path", "reward.custom_reward_function.name"
 _MANAGER = "reward.reward_manager.name"
@@ -21,6 +21,8 @@ _MANAGERS = {
 }
 
 _PLACEHOLDER = "not given: this is verl's placeholder"
+
+_NO_MODEL = Refused("no model is named", f"give {MODEL}.path: the directory of a model")
 
 KEYS: tuple[Key, ...] = (
     Key("data.tokenizer", None),
@@ -158,24 +160,26 @@ def _seed(values: Values) -> Outcome:
 
 def _tokenizer(values: Values) -> Outcome:
     for key in ("data.tokenizer", f"{MODEL}.tokenizer_path", f"{MODEL}.path"):
-        if values[key] is not None:
+        if values[key]:
             path = _directory(values[key])
             return Is(path, _shown(path))
-    return Refused("no model is named", f"give {MODEL}.path")
+    return _NO_MODEL
 
 
 def _weights(values: Values) -> Outcome:
+    if not values[f"{MODEL}.path"]:
+        return _NO_MODEL
     path = _directory(values[f"{MODEL}.path"])
     return Is(path, _shown(path) if f"{MODEL}.path" in values.given else _PLACEHOLDER)
 
 
 def _critic_weights(values: Values) -> Outcome:
     key = "critic.model.path"
-    if values["algorithm.adv_estimator"] != "gae" and not values["critic.enable"]:
+    if not has_critic(values):
         return Idle("there is no critic")
     if key not in values.given:
         return Idle("verl's default is a placeholder; the critic starts from the actor's weights")
-    if values[key] == values[f"{MODEL}.path"]:
+    if not values[key] or values[key] == values[f"{MODEL}.path"]:
         return Is("", "the actor's weights")
     path = _directory(values[key])
     return Is(path, _shown(path))

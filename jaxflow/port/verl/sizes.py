@@ -23,9 +23,8 @@ def is_megatron(values: Values) -> bool:
 
 
 def has_critic(values: Values) -> bool:
-    """Return whether verl trains a critic: only the estimator gae asks for one."""
-    asked = values["critic.enable"]
-    return bool(asked) if asked is not None else values["algorithm.adv_estimator"] == "gae"
+    """Return whether a critic is trained: only the estimator gae reads one."""
+    return values["algorithm.adv_estimator"] == "gae"
 
 
 def has_reference(values: Values) -> bool:

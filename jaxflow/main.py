@@ -2,7 +2,7 @@
 
     python -m jaxflow.main --config=configs/ppo_tiny.py [--config.actor.optimizer.learning_rate=1e-4 …]
                            [--workdir=DIR] [--print_config]
-                           [--plan [--compile] [--plan_json=FILE] [--plan_timeline=FILE]]
+                           [--plan [--compile [--compile_for=gpu]] [--plan_json=FILE] [--plan_timeline=FILE]]
 
 --plan says what would run where, in how many bytes and seconds, and ends; no device is needed (docs/planning.md).
 
@@ -62,7 +62,7 @@ class _CommandLine:
     workdir: Path | None
     print_config: bool
     plan: bool
-    compile_plan: bool
+    compile_target: str  # what --plan compiles its programs for; empty: it compiles none
     plan_files: PlanFiles
 
 
@@ -78,6 +78,7 @@ def _read_command_line(arguments: Sequence[str]) -> _CommandLine:
     flags.DEFINE_bool("print_config", False, "Print the config, and end.", flag_values=values)
     flags.DEFINE_bool("plan", False, "Print what would run where, and end.", flag_values=values)
     flags.DEFINE_bool("compile", False, "With --plan: compile its programs, too.", flag_values=values)
+    flags.DEFINE_enum("compile_for", "cpu", ("cpu", "gpu"), "What --compile is for.", flag_values=values)
     flags.DEFINE_string("plan_json", None, "File that --plan writes the plan to.", flag_values=values)
     flags.DEFINE_string(
         "plan_timeline", None, "File that --plan writes a step's trace to.", flag_values=values
@@ -99,6 +100,7 @@ def _read_command_line(arguments: Sequence[str]) -> _CommandLine:
     if rest:
         raise UserError(f"the command line: nothing is known of {' '.join(rest)}; flags begin with --")
     workdir = None if values.workdir is None else Path(values.workdir)
+    target = values.compile_for if values.compile else ""
     files = PlanFiles(
         *(None if name is None else Path(name) for name in (values.plan_json, values.plan_timeline))
     )
@@ -108,7 +110,7 @@ def _read_command_line(arguments: Sequence[str]) -> _CommandLine:
         workdir,
         values.print_config,
         values.plan,
-        values.compile,
+        target,
         files,
     )
 
@@ -274,7 +276,7 @@ def main(arguments: Sequence[str]) -> int:
     stop.listen()
     line = _read_command_line(arguments)
     if line.plan:
-        print("\n".join(plan_lines(line.config, line.plan_files, line.compile_plan)))
+        print("\n".join(plan_lines(line.config, line.plan_files, line.compile_target)))
         return 0
     config = settled(line.config)
     job = prepare(config)

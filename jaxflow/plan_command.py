@@ -37,18 +37,18 @@ def players(config: Config) -> tuple[str, ...]:
     return load_dataflow(config.algorithm.name).playing(placed)
 
 
-def plan_lines(config: Config, files: PlanFiles, compiled: bool) -> list[str]:
-    """Plan the config, write the files asked for, and return the plan as lines; `compiled`: with its programs'."""
+def plan_lines(config: Config, files: PlanFiles, target: str) -> list[str]:
+    """Plan the config, write the files asked for, and return it as lines; with its programs where a target is named."""
     check_values(config)
-    if compiled:  # before anything else makes JAX settle on the devices that are there
-        provide_devices(group_of(config).devices)
+    # Before anything else makes JAX settle on the devices that are there.
+    devices = provide_devices(group_of(config), target) if target else ()
     vocabulary_size = load_tokenizer(config.data.task, config.data.tokenizer).vocabulary_size
     planned = plan_config(config, vocabulary_size, players(config))
     lines = describe_plan(planned.plan, planned.runners_up, planned.mends)
     lines += ["", *gantt(planned.plan.spans, _COLUMNS)]
-    if compiled:
-        programs = compile_plan(planned.config, vocabulary_size, players(config), planned.plan.pools)
-        lines += ["", *describe_programs(list(programs))]
+    if target:
+        programs = compile_plan(planned.config, vocabulary_size, players(config), planned.plan.pools, devices)
+        lines += ["", *describe_programs(list(programs), target)]
     if files.plan is not None:
         values = plan_json(planned.plan, planned.runners_up, planned.mends)
         _write(files.plan, json.dumps(values, indent=2) + "\n")

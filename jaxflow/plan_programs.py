@@ -31,13 +31,15 @@ from jaxflow.engine.train import Trainer
 from jaxflow.engine.transition_plan import leaves_of, plan_transition
 from jaxflow.mapping import cost
 from jaxflow.mapping.asked import decoders, engine_of, loads_of, parallelism, profile_of, workload_of
+from jaxflow.mapping.devices import DeviceGroup
 from jaxflow.mapping.flop_count import count_flops
+from jaxflow.mapping.gpu_target import gpu_topology
 from jaxflow.mapping.load import RoleLoad
-from jaxflow.mapping.memory import at_rest, rollout_weights, training
+from jaxflow.mapping.memory import at_rest, gradient_bytes, rollout_weights
 from jaxflow.mapping.plan import PlannedPool
 from jaxflow.mapping.stages import Setting, cut
 from jaxflow.models.transformer import LanguageModel, Model, ScalarModel, describe
-from jaxflow.placement import holds_tokens_head, readable_bytes
+from jaxflow.placement import holds_tokens_head, readable_bytes, role_adapters
 from jaxflow.types import Experience, UserError
 from jaxflow.workers.rule import policy_loss
 from jaxflow.workers.trained import optimizer_of
@@ -59,11 +61,15 @@ class Program:
     seconds: float  # of tracing and compiling
 
 
-def provide_devices(count: int) -> None:
-    """Make this process see at least so many simulated devices; it must not have touched one before.
+def provide_devices(group: DeviceGroup, target: str) -> Sequence[jax.Device]:
+    """Return devices to compile for: simulated ones of the CPU, or descriptions of the real ones (`gpu`).
 
-    Raises UserError where it is too late for that.
+    Raises UserError where this process has touched too few simulated ones before, or where the plugin that compiles
+    for GPUs is not installed.
     """
+    if target == "gpu":
+        return gpu_topology(group)
+    count = group.devices
     try:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", count)
@@ -95,13 +101,17 @@ class _Bench:
 
 
 def compile_plan(
-    config: Config, vocabulary_size: int, roles: Sequence[str], pools: Sequence[PlannedPool]
+    config: Config,
+    vocabulary_size: int,
+    roles: Sequence[str],
+    pools: Sequence[PlannedPool],
+    available: Sequence[jax.Device],
 ) -> Iterator[Program]:
     """Yield the programs of each pool's roles, compiled; roles of one pool that share a program have one."""
     loads = {load.role: load for load in loads_of(config, vocabulary_size, roles)}
     for pool in pools:
         setting = Setting(workload_of(config), engine_of(config), profile_of(config), pool.devices_per_host)
-        devices = jax.devices("cpu")[: pool.hosts * pool.devices_per_host]
+        devices = available[: pool.hosts * pool.devices_per_host]
         sizes = pool.mesh
         mesh = make_mesh(
             sizes.data,
@@ -119,12 +129,15 @@ def compile_plan(
             load = loads[role]
             decoder = decoders(config, vocabulary_size)[role]
             kind = LanguageModel if holds_tokens_head(role) else ScalarModel
-            model, layout = describe(decoder, kind), training_layout(mesh, decoder)
+            model, layout = (
+                describe(decoder, kind, role_adapters(config, role)),
+                training_layout(mesh, decoder),
+            )
             if load.generations > 0:
-                yield from _generating(bench, load, model)
-            if (decoder, kind) not in seen:
+                yield from _generating(bench, load, model.base)
+            if (decoder, kind, load.adapters) not in seen:
                 yield _scoring(bench, load, model, layout)
-            seen.add((decoder, kind))
+            seen.add((decoder, kind, load.adapters))
             if load.trained:
                 yield from _learning(bench, load, model, layout)
 
@@ -196,11 +209,11 @@ def _learning(bench: _Bench, load: RoleLoad, model: Model, layout: Layout) -> It
     accumulate, apply = trainer.trace(batch)
     parallel = parallelism(bench.pool.mesh)
     rest = at_rest(load, parallel, bench.setting)
-    gradients = training(load, parallel, bench.setting).gradients / bench.setting.engine.gradient_copies
+    gradients = gradient_bytes(load, parallel, bench.setting)
     given = _used_bytes(accumulate, jax.tree.leaves(batch))
     memory, seconds = _compiled(accumulate)
     tokens = rows * bench.length() // bench.devices
-    passes = 4 if bench.setting.workload.remat else 3
+    passes = (3 if load.adapters == 0 else 2) + (1 if bench.setting.workload.remat else 0)
     yield Program(
         bench.pool.name,
         load.role,
@@ -306,7 +319,14 @@ def _size(array: jax.ShapeDtypeStruct) -> int:
     return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
 
 
-def describe_programs(programs: Sequence[Program]) -> list[str]:
+_TARGETS = {
+    "cpu": "compiled for simulated CPU devices: arguments and results are those of any backend, temporaries are this"
+    " one's (it widens bfloat16 and has no fused attention)",
+    "gpu": "compiled for the real GPU without one: its temporaries are of XLA's attention, not cuDNN's",
+}
+
+
+def describe_programs(programs: Sequence[Program], target: str) -> list[str]:
     """Return a line per program: XLA's bytes on each device, what the formulas say, FLOPs of both."""
     rows = [
         (
@@ -344,8 +364,4 @@ def describe_programs(programs: Sequence[Program]) -> list[str]:
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [
-        "compiled for simulated CPU devices: arguments and results are those of any backend, temporaries are this"
-        " one's (it widens bfloat16 and has no fused attention)",
-        *lines,
-    ]
+    return [_TARGETS[target], *lines]

@@ -1,8 +1,10 @@
 """The compiler's bytes of every program are the formulas', and so are the FLOPs that the programs do."""
 
+import jax
 import pytest
 from good_config import ROLES, config
 
+from jaxflow.mapping.devices import DEVICES, DeviceGroup
 from jaxflow.mapping.planning import plan_config
 from jaxflow.plan_programs import compile_plan, describe_programs, provide_devices
 from jaxflow.types import UserError
@@ -30,7 +32,7 @@ def test_compiled_bytes_and_flops_are_the_formulas():
         reward__kind="model",
     )
     planned = plan_config(asked, VOCABULARY, ROLES)
-    programs = list(compile_plan(asked, VOCABULARY, ROLES, planned.plan.pools))
+    programs = list(compile_plan(asked, VOCABULARY, ROLES, planned.plan.pools, jax.devices()))
     assert [(one.role, one.name) for one in programs] == [
         *[("actor", name) for name in ("transition", "cache", "generate", "score", "accumulate", "apply")],
         *[("critic", name) for name in ("score", "accumulate", "apply")],
@@ -42,9 +44,9 @@ def test_compiled_bytes_and_flops_are_the_formulas():
     for one in programs:
         if one.flops > 0:
             assert one.flops == pytest.approx(one.formula_flops, rel=0.1), one.name
-    assert len(describe_programs(programs)) == 2 + len(programs)
+    assert len(describe_programs(programs, "cpu")) == 2 + len(programs)
 
 
 def test_too_many_devices_are_refused_where_it_is_too_late_for_them():
     with pytest.raises(UserError, match="needs 4096 simulated devices"):
-        provide_devices(4096)
+        provide_devices(DeviceGroup(DEVICES["h100"], 512, 8), "cpu")

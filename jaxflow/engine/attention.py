@@ -21,9 +21,23 @@ _NEVER = -1e30  # a masked score; finite, so that a row with nothing to attend t
 
 
 @functools.cache
+def _cudnn_is_there() -> bool:
+    """Return whether JAX finds cuDNN; a machine that only compiles for GPUs has none."""
+    x = jax.ShapeDtypeStruct((1, 64, 1, 64), jnp.bfloat16)
+    fused = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
+    try:
+        jax.eval_shape(fused, x, x, x)
+    except RuntimeError as error:
+        _log.warning("no cuDNN: %s", error)
+        return False
+    return True
+
+
+@functools.cache
 def _whole_sequence_kernel(platform: str, dtype: str, capped: bool) -> str | None:
     """Return the `implementation` for whole sequences, None being XLA."""
-    choice = "cudnn" if platform == "gpu" and dtype in ("bfloat16", "float16") and not capped else None
+    wanted = platform == "gpu" and dtype in ("bfloat16", "float16") and not capped
+    choice = "cudnn" if wanted and _cudnn_is_there() else None
     kind = "soft-capped attention" if capped else "attention"
     _log.info("%s over whole sequences on %s in %s: %s", kind, platform, dtype, choice or "xla")
     return choice

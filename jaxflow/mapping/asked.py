@@ -9,6 +9,8 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+import jax
+
 from jaxflow.batch_algebra import longest_sequence_tokens, sequences_per_step, with_vocabulary
 from jaxflow.config import Config, MeshConfig
 from jaxflow.engine.layout_rules import Parallelism
@@ -16,8 +18,10 @@ from jaxflow.mapping.devices import DeviceGroup, DeviceProfile, device_profile
 from jaxflow.mapping.engine_profile import JAXFLOW, EngineProfile
 from jaxflow.mapping.load import RoleLoad, Workload
 from jaxflow.mapping.model_size import model_size
+from jaxflow.models.adapters import Adapters
 from jaxflow.models.decoder_config import DecoderConfig
-from jaxflow.placement import CRITICS, holds_tokens_head, roles_with_models
+from jaxflow.models.transformer import LanguageModel, ScalarModel, describe
+from jaxflow.placement import CRITICS, holds_tokens_head, role_adapters, roles_with_models
 from jaxflow.types import UserError
 
 _GREEDY_TOO = "remax"  # the algorithm whose baseline is a second, greedy response
@@ -47,7 +51,7 @@ def _load(config: Config, role: str, decoder: DecoderConfig) -> RoleLoad:
     trained = {"actor": config.actor, **dict.fromkeys(CRITICS, config.critic)}
     settings = trained.get(role)
     minibatch = settings.minibatch_sequences if settings is not None else 0
-    updates = 0
+    updates, adapters = 0, role_adapters(config, role)
     if settings is not None:
         updates = max(1, sequences_per_step(config) // minibatch) * settings.update_epochs
     return RoleLoad(
@@ -59,7 +63,14 @@ def _load(config: Config, role: str, decoder: DecoderConfig) -> RoleLoad:
         updates=updates,
         minibatch_sequences=minibatch,
         microbatch_tokens=settings.microbatch_tokens_per_device if settings is not None else 0,
+        adapters=_adapter_parameters(role, decoder, adapters) if adapters is not None else 0,
+        base_bytes=_NUMBER_BYTES[adapters.base_dtype] if adapters is not None else JAXFLOW.weight_bytes,
     )
+
+
+def _adapter_parameters(role: str, decoder: DecoderConfig, adapters: Adapters) -> int:
+    described = describe(decoder, LanguageModel if holds_tokens_head(role) else ScalarModel, adapters)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(described.trained(described.shapes)))
 
 
 def workload_of(config: Config) -> Workload:

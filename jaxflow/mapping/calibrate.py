@@ -24,9 +24,10 @@ from jaxtyping import Array
 from jaxflow.engine import attention
 from jaxflow.mapping.cost import launches
 from jaxflow.mapping.devices import DeviceProfile, write_profile
+from jaxflow.models.layers import AttentionRule
 
 _LADDERS = {"cpu": (128, 256, 512, 768), "gpu": (1024, 2048, 4096, 8192)}  # sides of square products
-_COPY_BYTES = {"cpu": 32 << 20, "gpu": 1 << 30}  # of each device
+_READ_BYTES = {"cpu": 32 << 20, "gpu": 1 << 30}  # of each device
 _REDUCE_BYTES = {"cpu": 8 << 20, "gpu": 256 << 20}
 _CHAIN = 32  # products that follow each other, where one alone is too short to time
 _LAYER = {"cpu": (16, 256, 1024), "gpu": (64, 4096, 14336)}  # rows, D, F of the decode step
@@ -92,17 +93,17 @@ def product_seconds(on: Bench) -> float:
     return on.seconds(chain, x, w) / _CHAIN
 
 
-def copy_bandwidth(on: Bench) -> float:
-    """Return bytes per second that one device reads and writes."""
-    x = on.each(_COPY_BYTES[on.platform] // 4, dtype="float32")
-    return 2.0 * _COPY_BYTES[on.platform] / on.seconds(lambda x: x + 1.0, x)
+def read_bandwidth(on: Bench) -> float:
+    """Return bytes per second that one device reads: what decoding does with weights and cache."""
+    x = on.each(_READ_BYTES[on.platform] // 4, dtype="float32")
+    return _READ_BYTES[on.platform] / on.seconds(lambda x: jnp.max(x, axis=1), x)
 
 
 def collective(on: Bench) -> tuple[float, float]:
-    """Return α in seconds and bytes per second of an all-reduce over all devices; of one device, a copy's."""
+    """Return α in seconds and bytes per second of an all-reduce over all devices; of one device, a read's."""
     count = on.mesh.size
     if count == 1:
-        return product_seconds(on), copy_bandwidth(on)
+        return product_seconds(on), read_bandwidth(on)
     whole = NamedSharding(on.mesh, PartitionSpec())
 
     def total(x):
@@ -116,7 +117,7 @@ def collective(on: Bench) -> tuple[float, float]:
 
 def host_bandwidth(on: Bench) -> float:
     """Return bytes per second from the host's memory to one device."""
-    size = _COPY_BYTES[on.platform]
+    size = _READ_BYTES[on.platform]
     host = np.ones(size // 4, np.float32)
     device, times = on.mesh.devices.flat[0], []
     for _ in range(on.repeats):
@@ -147,11 +148,12 @@ def attention_flops(on: Bench) -> float:
     """Return FLOP/s of one device in causal attention of whole sequences, the causal half counted."""
     b, t, n, h = _ATTENTION[on.platform]
     attend = attention.whole_sequence(on.platform)
+    rule = AttentionRule(scale=h**-0.5, softcap=0.0, window=0, local=False)
     x = on.each(b, t, n, h)
 
     def mixed(x):
         flat = x.reshape(-1, t, n, h)
-        return attend(flat, flat, flat, None)[0]
+        return attend(flat, flat, flat, rule, None)[0]
 
     return 4.0 * b * t * n * h * t / 2 / on.seconds(mixed, x)
 
@@ -168,7 +170,7 @@ def device_memory(on: Bench) -> float:
 def measure(on: Bench, kind: str) -> DeviceProfile:
     """Measure a bench's devices and return their profile, its efficiencies 1: what is reached is what is written."""
     peak = max(matmul_ladder(on).values())
-    bandwidth, k = copy_bandwidth(on), product_seconds(on)
+    bandwidth, k = read_bandwidth(on), product_seconds(on)
     alpha, link = collective(on)
     profile = DeviceProfile(
         kind=kind,

@@ -159,7 +159,8 @@ def cost_set(
         beside = 0.0 if offload else rest
         if max(beside, cost.rest) + rollout > limit:
             return None
-        rows = _rows_that_fit(load, generator, setting, limit - beside - rollout)
+        weights = memory.generating_weights(load, generator, setting)
+        rows = _rows_that_fit(load, generator, setting, limit - beside - weights)
         if rows == 0:
             return None
         held = 0.0 if setting.engine.rollout_offloaded else rollout

@@ -20,11 +20,13 @@ class EngineProfile:
     optimizer_bytes: int  # per parameter: moments, and masters where the weights are not they
     gradient_bytes: int  # per parameter
     gradient_copies: int  # at the peak: the sum so far, and what one more micro-batch adds to it
+    update_bytes: int  # per parameter that learns, beyond state and gradients, while the optimizer runs
     gradients_at_rest: bool  # their memory is never given back
     optimizer_over_data: bool  # data-parallel replicas share the optimizer's state out (ZeRO-1)
     reduces_each_microbatch: (
         bool  # gradients are summed over replicas in every micro-batch, not once per update
     )
+    layer_copies: int  # of the layers' generation weights, made while generating
     rollout_offloaded: bool  # generation weights leave the device while others compute
     one_mesh_per_pool: bool  # the models of a pool share its layout
     generation_pipes: bool  # generation may keep pipeline stages; else it gathers the layers of all
@@ -38,8 +40,11 @@ class EngineProfile:
 
 # float32 masters are the weights, cast where they are used (models/layers.py); the gradient of a micro-batch is made
 # whole and then added (engine/train.py). Decoding is one compiled loop: the host takes no part in it, and each step
-# attends to the whole cache under a mask (engine/attention.py). call_seconds: experiments/controller_overhead.md,
-# 16 processes and 1,024 rows: 0.39 s per step of nine calls.
+# attends to the whole cache under a mask (engine/attention.py). update_bytes: weights and moments are new arrays until
+# it is known whether the gradient was finite (engine/train.py). layer_copies: layers are cut out of their stack once
+# for the whole loop (models/transformer.py). These two were read off the programs as compiled for H100
+# (docs/planning.md). call_seconds: experiments/controller_overhead.md, 16 processes and 1,024 rows: 0.39 s per step of
+# nine calls.
 JAXFLOW = EngineProfile(
     name="jaxflow",
     weight_bytes=4,
@@ -49,6 +54,8 @@ JAXFLOW = EngineProfile(
     optimizer_bytes=8,
     gradient_bytes=4,
     gradient_copies=2,
+    update_bytes=12,
+    layer_copies=1,
     gradients_at_rest=False,
     optimizer_over_data=False,
     reduces_each_microbatch=True,
@@ -75,6 +82,8 @@ MEGATRON_VLLM = EngineProfile(
     optimizer_bytes=12,
     gradient_bytes=4,
     gradient_copies=1,
+    update_bytes=0,
+    layer_copies=0,
     gradients_at_rest=True,
     optimizer_over_data=True,
     reduces_each_microbatch=False,

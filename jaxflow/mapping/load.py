@@ -19,6 +19,13 @@ class RoleLoad:
     updates: int  # optimizer updates per step
     minibatch_sequences: int  # of each update, over all devices; 0 for a frozen role
     microbatch_tokens: int  # of one forward/backward pass of one replica
+    adapters: int = 0  # parameters that learn beside weights that do not; 0: the weights themselves learn
+    base_bytes: int = 4  # per parameter, of weights beside adapters
+
+    @property
+    def learning(self) -> tuple[int, int]:
+        """Return the numbers that have gradients: (cut over the layout's ways, whole on every device)."""
+        return (self.adapters, 0) if self.adapters > 0 else (self.model.matrices, self.model.vectors)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,6 +37,7 @@ class AtWork:
     """What a call of a role needs on each device beyond what is at rest."""
 
     gradients: float = 0.0
+    optimizer: float = 0.0  # state made anew, beside the old
     activations: float = 0.0
     rollout_weights: float = 0.0
     cache: float = 0.0
@@ -44,7 +45,7 @@ class AtWork:
     @property
     def total(self) -> float:
         """Return the sum."""
-        return self.gradients + self.activations + self.rollout_weights + self.cache
+        return self.gradients + self.optimizer + self.activations + self.rollout_weights + self.cache
 
 
 def at_rest(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtRest:
@@ -53,11 +54,14 @@ def at_rest(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtRest:
     numbers = load.model.matrices / ways + load.model.vectors
     if not load.trained:
         return AtRest(engine.frozen_bytes * numbers, 0.0, 0.0)
-    optimized = numbers
-    if engine.optimizer_over_data:
-        optimized = load.model.matrices / (ways * layout.data) + load.model.vectors
-    gradients = engine.gradient_bytes * numbers if engine.gradients_at_rest else 0.0
-    return AtRest(engine.weight_bytes * numbers, engine.optimizer_bytes * optimized, gradients)
+    cut_numbers, whole = load.learning
+    learning = cut_numbers / ways + whole
+    optimized = cut_numbers / (ways * layout.data) + whole if engine.optimizer_over_data else learning
+    gradients = engine.gradient_bytes * learning if engine.gradients_at_rest else 0.0
+    weights = engine.weight_bytes * learning
+    if load.adapters > 0:
+        weights += load.base_bytes * numbers
+    return AtRest(weights, engine.optimizer_bytes * optimized, gradients)
 
 
 def block_bytes(load: RoleLoad, tokens: float, tensor: int, setting: Setting) -> float:
@@ -84,10 +88,18 @@ def scoring(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtWork:
     return AtWork(activations=block + _gathered(load, layout, setting) + _LOGIT_CHUNK_BYTES)
 
 
-def training(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtWork:
-    """Return what an update holds: gradients, each layer's saved input, one layer live with its gradients.
+def gradient_bytes(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
+    """Return one set of gradients."""
+    cut_numbers, whole = load.learning
+    ways = layout.tensor * layout.pipe * layout.fsdp
+    return setting.engine.gradient_bytes * (cut_numbers / ways + whole)
 
-    A stage of a pipeline keeps the inputs of min(p, M) micro-batches.
+
+def training(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtWork:
+    """Return what an update holds: a micro-batch's pass, or the optimizer's, whichever is more.
+
+    A pass has gradients, each layer's saved input, one layer live with its gradients; a stage of a pipeline keeps the
+    inputs of min(p, M) micro-batches. The optimizer has the gradients and what it makes anew.
     """
     workload, engine = setting.workload, setting.engine
     micro = cut(load.minibatch_sequences, layout, workload.length, load.microbatch_tokens)
@@ -99,18 +111,28 @@ def training(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtWork:
         if workload.remat
         else block * layers
     )
-    numbers = load.model.matrices / (layout.tensor * layout.pipe * layout.fsdp) + load.model.vectors
-    copies = engine.gradient_copies - (1 if engine.gradients_at_rest else 0)
-    return AtWork(
-        gradients=copies * engine.gradient_bytes * numbers,
+    one, resting = gradient_bytes(load, layout, setting), 1 if engine.gradients_at_rest else 0
+    a_pass = AtWork(
+        gradients=(engine.gradient_copies - resting) * one,
         activations=saved + 2.0 * block + _gathered(load, layout, setting) + _LOGIT_CHUNK_BYTES,
     )
+    made_anew = engine.update_bytes * one / engine.gradient_bytes
+    optimizing = AtWork(gradients=(1 - resting) * one, optimizer=made_anew)
+    return max(a_pass, optimizing, key=lambda work: work.total)
 
 
 def rollout_weights(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
     """Return the copy that generates: N / (t_g p_g) in the rollout's dtype."""
     ways = layout.generation_tensor * layout.generation_pipe
     return setting.engine.rollout_bytes * (load.model.matrices / ways + load.model.vectors)
+
+
+def generating_weights(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
+    """Return the weights that a round of generation holds: the rollout's, and copies of its layers."""
+    layers = load.model.layers * load.model.layer_weights
+    ways = layout.generation_tensor * layout.generation_pipe
+    copies = setting.engine.layer_copies * setting.engine.rollout_bytes * layers / ways
+    return rollout_weights(load, layout, setting) + copies
 
 
 def row_bytes(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
@@ -140,7 +162,7 @@ def generation(load: RoleLoad, layout: Parallelism, setting: Setting, rows: int)
         )
     )
     return AtWork(
-        rollout_weights=rollout_weights(load, layout, setting),
+        rollout_weights=generating_weights(load, layout, setting),
         cache=cached,
         activations=rows * row_bytes(load, layout, setting) - cached,
     )

@@ -18,6 +18,7 @@ class ModelSize:
     layer_products: (
         int  # weights of one layer that a token is multiplied with: of experts, those it is sent to
     )
+    layer_weights: int  # of one layer, all experts, those that layouts cut
     head_products: int  # D·V, or D where the model ends in one number
     rollout_read: int  # weights that a decode step reads: all but an untied embedding table
 
@@ -46,10 +47,12 @@ class ModelSize:
 def model_size(decoder: DecoderConfig, tokens_head: bool) -> ModelSize:
     """Measure a decoder that ends in a distribution over tokens, or in one number."""
     d, h, k = decoder.width, decoder.head_width, decoder.kv_heads
-    mlp = 3 * d * decoder.mlp_width
+    mlp, attention = 3 * d * decoder.mlp_width, 2 * d * h * (decoder.padded_heads + k)
+    layer_products = layer_weights = attention + mlp
     if decoder.experts > 0:
-        mlp = mlp * decoder.experts_per_token + d * decoder.experts
-    layer_products = 2 * d * h * (decoder.padded_heads + k) + mlp
+        router = d * decoder.experts
+        layer_products = attention + mlp * decoder.experts_per_token + router
+        layer_weights = attention + mlp * decoder.experts + router
     table = decoder.padded_vocabulary_size * d
     if tokens_head:
         parameters = decoder.parameter_count
@@ -62,6 +65,7 @@ def model_size(decoder: DecoderConfig, tokens_head: bool) -> ModelSize:
         parameters=parameters,
         vectors=vectors,
         layer_products=layer_products,
+        layer_weights=layer_weights,
         head_products=table if tokens_head else d,
         rollout_read=parameters if decoder.tied_embeddings else parameters - table,
     )

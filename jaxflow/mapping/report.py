@@ -70,7 +70,17 @@ def _byte_lines(pool: PlannedPool, room: float) -> Iterator[str]:
     if not pool.phases:
         return
     rows = [
-        ("bytes per device", "at rest", "rollout", "gradients", "activations", "cache", "total", "of room")
+        (
+            "bytes per device",
+            "at rest",
+            "rollout",
+            "gradients",
+            "new state",
+            "activations",
+            "cache",
+            "total",
+            "of room",
+        )
     ]
     rows += [_byte_row(phase, room) for phase in pool.phases]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -85,6 +95,7 @@ def _byte_row(phase: PhaseBytes, room: float) -> tuple[str, ...]:
         phase.at_rest,
         phase.held + work.rollout_weights,
         work.gradients,
+        work.optimizer,
         work.activations,
         work.cache,
         phase.total,

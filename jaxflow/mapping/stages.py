@@ -62,8 +62,9 @@ def _hop(numbers: float, layout: Parallelism, setting: Setting) -> Seconds:
     return Seconds(links=size / speed, latency=device.link_seconds if inside else device.network_seconds)
 
 
-def _shard(load: RoleLoad, ways: int) -> float:
-    return load.model.matrices / ways + load.model.vectors
+def _learning(load: RoleLoad, ways: int) -> float:
+    cut_numbers, whole = load.learning
+    return cut_numbers / ways + whole
 
 
 def score_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seconds:
@@ -105,12 +106,14 @@ def train_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seco
     ).times(1 / layout.pipe)
     # The backward pass is two forward ones in arithmetic and one in exchanges; remat adds one of both.
     again = 1 if workload.remat else 0
-    work = dataclasses.replace(forward.times(3 + again), links=forward.links * (2 + again))
-    work += cost.head_pass(load.model, tokens, layout.tensor * layout.pipe, device).times(4)
+    # Weights that do not learn need no gradients of their own: half the backward pass.
+    backward = 2 if load.adapters == 0 else 1
+    work = dataclasses.replace(forward.times(1 + backward + again), links=forward.links * (2 + again))
+    work += cost.head_pass(load.model, tokens, layout.tensor * layout.pipe, device).times(2 + backward)
     work += _hop(tokens * load.model.decoder.width, layout, setting).times(2)
     moving = _gather(load, layout, setting).times(2)
     sharded = span(layout.fsdp, layout.tensor * layout.pipe, setting.devices_per_host)
-    gradient = engine.gradient_bytes * load.model.matrices / (layout.tensor * layout.pipe)
+    gradient = engine.gradient_bytes * load.learning[0] / (layout.tensor * layout.pipe)
     moving += cost.all_gather(gradient, sharded, device)
     stage = cost.overlapped(work, moving)
     exchange = _exchange(load, layout, setting)
@@ -121,7 +124,7 @@ def train_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seco
     update = (
         cost.pipelined(stage, micro.microbatches, layout.pipe)
         + exchange
-        + cost.optimizer_update(_shard(load, ways), device)
+        + cost.optimizer_update(_learning(load, ways), device)
     )
     return update.times(load.updates)
 
@@ -131,7 +134,7 @@ def _exchange(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seconds:
     engine, device = setting.engine, setting.device
     ways = layout.tensor * layout.pipe * layout.fsdp
     where = span(layout.data, ways, setting.devices_per_host)
-    numbers = _shard(load, ways)
+    numbers = _learning(load, ways)
     if engine.optimizer_over_data:
         return cost.all_gather(engine.gradient_bytes * numbers, where, device) + cost.all_gather(
             engine.weight_bytes * numbers, where, device

@@ -168,7 +168,7 @@ class Trainer:
         number = jax.ShapeDtypeStruct((), jnp.int32)
         counts = Counts(number, number)
         return (
-            self._accumulate.trace(state.params, gradients, batch, counts, self._loss),
+            self._accumulate.trace(state.params, gradients, batch, counts, self._loss, self.reference),
             self._apply.trace(state, gradients),
         )
 

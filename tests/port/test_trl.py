@@ -83,7 +83,7 @@ def test_a_ppo_command_becomes_a_config_that_a_run_accepts(files, tmp_path):
     assert (rule.name, rule.gae_lambda, rule.value_clip, rule.dual_clip) == ("ppo", 0.95, 0.2, 0.0)
     assert (rule.kl.reward_coefficient, config.rollout.temperature) == (0.05, 0.7)
     assert config.actor.optimizer.learning_rate == 3e-6 == config.critic.optimizer.learning_rate
-    assert config.run.evaluate_every_steps == 1  # every 4 updates, of which one step makes 4
+    assert config.run.evaluate_every_steps == 4  # its steps are batches, whatever the epochs over them
 
 
 @pytest.mark.parametrize(
@@ -101,6 +101,12 @@ def test_a_ppo_command_becomes_a_config_that_a_run_accepts(files, tmp_path):
             ("--max_steps", "100", "--steps_per_generation", "4", "--num_iterations", "2"),
             {"run.total_steps": 12},  # a round makes 4 × 2 updates
         ),
+        (
+            ("--save_steps", "8", "--steps_per_generation", "4", "--num_iterations", "1"),
+            {"checkpoint.every_steps": 2},
+        ),
+        (("--save_steps", "0.25", "--max_steps", "40"), {"checkpoint.every_steps": 10}),
+        (("--save_strategy", "epoch", "--num_processes", "8"), {"checkpoint.every_steps": 125}),
         (("--warmup_ratio", "0.1", "--max_steps", "50"), {"actor.optimizer.warmup_updates": 5}),
         (("--loss_type", "grpo"), {"algorithm.loss_aggregation": "seq-mean-token-mean"}),
         (("--loss_type", "bnpo"), {"algorithm.loss_aggregation": "token-mean"}),
@@ -219,6 +225,10 @@ def test_adapters_of_trl_are_those_of_peft():
     translation = trl("grpo", "--use_peft", "--lora_dropout", "0.1")
     assert assigned(translation)["actor.lora.targets"] == ("query", "value")
     assert told(translation)["lora_dropout"][0] == "unsupported"
+
+
+def test_warm_up_of_ppo_counts_batches():
+    assert written("ppo", "--warmup_steps", "3")["actor.optimizer.warmup_updates"] == 3 * 4
 
 
 def test_mini_batches_of_ppo_are_what_trl_makes_of_them():

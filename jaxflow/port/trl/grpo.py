@@ -55,7 +55,7 @@ def _steps(values: Values) -> Outcome:
     return epochs_to_steps(values, _prompts(values), _updates(values))
 
 
-_SIZES = Sizes(_prompts, _updates, _longest, _steps, warmup_unit=lambda values: 1)
+_SIZES = Sizes(_prompts, _updates, _longest, _steps, updates_per_count=lambda values: 1)
 
 
 def _prompts_per_step(values: Values) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from jaxflow.port.table import Dialect, Idle, Is, Key, Outcome, Refused, Setting, Values, copied, number
+from jaxflow.port.table import Dialect, Is, Key, Outcome, Refused, Setting, Values, copied, number
 from jaxflow.port.trl.shared import (
     Sizes,
     longest,
@@ -97,7 +97,7 @@ def _steps(values: Values) -> Outcome:
     return Is(math.ceil(episodes / batch), f"⌈{episodes} episodes / {batch}⌉")
 
 
-_SIZES = Sizes(_prompts, _updates, _longest, _steps, warmup_unit=_updates)
+_SIZES = Sizes(_prompts, _updates, _longest, _steps, updates_per_count=_updates)
 
 
 def _batch(values: Values) -> Outcome:

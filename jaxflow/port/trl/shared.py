@@ -29,7 +29,7 @@ class Sizes:
     updates_per_step: Callable[[Values], int]  # optimizer updates that are made of one round
     longest_tokens: Callable[[Values], int]  # prompt and response
     steps: Callable[[Values], Outcome]  # of the run, as jaxflow counts them
-    warmup_unit: Callable[[Values], int]  # updates in what the trainer counts warm-up in
+    updates_per_count: Callable[[Values], int]  # updates in one of the steps that the trainer itself counts
 
 
 def devices(values: Values) -> int:
@@ -98,7 +98,7 @@ def _warmup(sizes: Sizes) -> Callable[[Values], Outcome]:
     def outcome(values: Values) -> Outcome:
         given = values["warmup_ratio"] if values["warmup_ratio"] is not None else values["warmup_steps"]
         if given >= 1 or given == 0:
-            unit = sizes.warmup_unit(values)
+            unit = sizes.updates_per_count(values)
             return Is(int(given) * unit, f"{given} × {unit} updates" if unit > 1 else "")
         steps = sizes.steps(values)
         if not isinstance(steps, Is):
@@ -110,7 +110,7 @@ def _warmup(sizes: Sizes) -> Callable[[Values], Outcome]:
 
 
 def _in_steps(key: str, strategy: str, sizes: Sizes) -> Callable[[Values], Outcome]:
-    """Turn the Trainer's steps (optimizer updates) into jaxflow's (rounds of generation)."""
+    """Turn the steps that the trainer counts into jaxflow's: rounds of generation."""
 
     def outcome(values: Values) -> Outcome:
         if values[strategy] == "no":
@@ -119,10 +119,16 @@ def _in_steps(key: str, strategy: str, sizes: Sizes) -> Callable[[Values], Outco
             if values.rows is None:
                 return Refused("once per epoch, of an unknown number of rows", "give --rows=N")
             return Is(values.rows // sizes.prompts_per_step(values), "steps of an epoch")
-        updates, per_step = values[key], sizes.updates_per_step(values)
-        if updates is None:
-            updates = values["save_steps"] if key == "save_steps" else values["logging_steps"]
-        return Is(max(1, round(updates / per_step)), f"{updates} updates / {per_step} per step")
+        counts = values[key] if values[key] is not None else values["logging_steps"]
+        per_step = sizes.updates_per_step(values) // sizes.updates_per_count(values)
+        if 0 < counts < 1:
+            total = sizes.steps(values)
+            if not isinstance(total, Is):
+                return Refused(
+                    f"{counts} of an unknown number of steps", "give --rows=N or the steps themselves"
+                )
+            return Is(max(1, round(counts * total.value)), f"{counts} × {total.value} steps")
+        return Is(max(1, round(counts / per_step)), f"{counts} / {per_step} per step")
 
     return outcome
 
@@ -233,7 +239,7 @@ def _run_settings(sizes: Sizes) -> tuple[Setting, ...]:
         Setting(
             "run.evaluate_every_steps",
             ("eval_steps", "eval_strategy"),
-            "steps = updates / updates per step",
+            "steps = what the trainer counts / counts per step",
             _in_steps("eval_steps", "eval_strategy", sizes),
         ),
         copied("run.evaluate_before", "eval_on_start"),
@@ -241,7 +247,7 @@ def _run_settings(sizes: Sizes) -> tuple[Setting, ...]:
         Setting(
             "checkpoint.every_steps",
             ("save_steps", "save_strategy"),
-            "steps = updates / updates per step",
+            "steps = what the trainer counts / counts per step",
             _in_steps("save_steps", "save_strategy", sizes),
         ),
         Setting("checkpoint.every_minutes", ("save_strategy",), "0: by steps alone", lambda values: Is(0.0)),

@@ -40,7 +40,6 @@ _ENGINE_WHY = (
 )
 _OFFLOAD_WHY = "jaxflow keeps weights and optimizer on the devices; --plan says whether they fit"
 _ROLLOUT_WHY = "how verl's inference engine works inside; jaxflow generates with its own model code"
-_MICRO_INSTEAD = "set the micro-batch tokens of jaxflow by hand"
 
 _FSDP = ("actor_rollout_ref.actor.fsdp_config", "actor_rollout_ref.ref.fsdp_config", "critic.fsdp")
 _MEGATRON = tuple(f"{role}.megatron" for role in _ROLES)

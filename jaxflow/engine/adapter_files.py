@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 from jaxflow.models.adapters import Adapters
@@ -29,8 +30,12 @@ def holds_adapters(directory: Path) -> bool:
 
 
 def write_note(directory: Path, note: AdapterNote) -> None:
-    """Write it beside the arrays."""
-    (directory / _FILE).write_text(json.dumps(dataclasses.asdict(note), indent=1), encoding="utf-8")
+    """Write it beside the arrays; also where the base is from here, so that both may be moved together."""
+    tree = dataclasses.asdict(note)
+    if note.base:
+        tree["base"] = str(Path(note.base).absolute())
+        tree["base_from_here"] = os.path.relpath(note.base, directory)
+    (directory / _FILE).write_text(json.dumps(tree, indent=1), encoding="utf-8")
 
 
 def read_note(directory: Path) -> AdapterNote:
@@ -41,6 +46,9 @@ def read_note(directory: Path) -> AdapterNote:
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
         adapters = Adapters(**{**tree["adapters"], "targets": tuple(tree["adapters"]["targets"])})
-        return AdapterNote(adapters, tree["base"])
+        base = tree["base"]
+        if base and (directory / tree["base_from_here"]).is_dir():
+            base = os.path.normpath(directory / tree["base_from_here"])
+        return AdapterNote(adapters, base)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: could not be read, it is damaged: {error}") from error

@@ -263,6 +263,8 @@ def test_pools_without_a_model_take_rows_as_they_come():
     ],
 )
 def test_only_weights_of_the_pool_wait_in_host_memory(role, why):
-    assert problems(config(cluster__pools__main__offload=[role])) == [f"cluster.pools.main.offload: {role!r} {why}"]
+    assert problems(config(cluster__pools__main__offload=[role])) == [
+        f"cluster.pools.main.offload: {role!r} {why}"
+    ]
     check(config(cluster__pools__main__offload=["actor", "critic", "reference"]), 100, None)
     check(config(**MODEL_REWARD, cluster__pools__main__offload=["reward"]), 100, None)

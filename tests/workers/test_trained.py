@@ -1,6 +1,8 @@
 """A model with adapters: what is trained moves and is saved, what is not stays where it came from."""
 
 import dataclasses
+import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -44,8 +46,9 @@ def base(tmp_path_factory):
 
 def test_adapters_learn_beside_a_narrow_base_and_resume_bit_by_bit(base, tmp_path):
     directory, rounded = base
+    shutil.copytree(directory, tmp_path / "base")
     model = trained_model()
-    model.load(directory)
+    model.load(tmp_path / "base")
     fresh = jax.device_get(model.params)
     tiny.assert_same_bits(MODEL.frozen(fresh), rounded)
     model.update(BATCH, 8, 2)
@@ -61,8 +64,10 @@ def test_adapters_learn_beside_a_narrow_base_and_resume_bit_by_bit(base, tmp_pat
         "optimizer",
     ]
 
+    # A run's folder may be moved: its base goes along.
+    os.rename(tmp_path, tmp_path.with_name("elsewhere"))
     again = trained_model()
-    again.restore(tmp_path / "saved")
+    again.restore(tmp_path.with_name("elsewhere") / "saved")
     tiny.assert_same_bits(jax.device_get(again.params), learnt)
     for one in (model, again):
         one.update(BATCH, 8, 1)

@@ -18,7 +18,8 @@ from jaxtyping import Array, Int
 from jaxflow.engine.checkpoint import restore_arrays, save_arrays
 from jaxflow.engine.sharding import Layout
 from jaxflow.models.adapters import is_adapter, join, select
-from jaxflow.models.description import is_checkpoint, write_description
+from jaxflow.models.description import describe_directory, is_checkpoint, write_description
+from jaxflow.models.families import SCALAR, TOKENS
 from jaxflow.models.transformer import Model, Params
 from jaxflow.models.weights_in import ReadReport, head_of, read_weights
 
@@ -165,8 +166,12 @@ def load_weights(
 ) -> tuple[Params, ReadReport | None]:
     """Read these parts of weights of either kind: saved ones, or a Hugging Face checkpoint and what that took.
 
-    Raises UserError if they are another model's.
+    A scalar head over weights that end in tokens is a fresh one, which is zero. Raises UserError if they are another
+    model's.
     """
     if is_checkpoint(directory):
         return read_weights(directory, model, layout.weights(model.names), parts)
+    if head_of(model) == SCALAR and "head" in parts and describe_directory(directory).head == TOKENS:
+        backbone = restore_weights(directory, model, layout, ("backbone",))
+        return {**backbone, **new_head(model, layout, 0, 0)}, None
     return restore_weights(directory, model, layout, parts), None

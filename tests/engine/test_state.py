@@ -10,6 +10,7 @@ import tiny
 
 from jaxflow.engine.sharding import training_layout
 from jaxflow.engine.state import (
+    load_weights,
     new_head,
     new_state,
     new_weights,
@@ -113,6 +114,9 @@ def test_a_scalar_model_takes_a_language_model_s_backbone_under_its_own_head(tmp
     taken = restore_weights(tmp_path / "weights", tiny.SCALAR_MODEL, layout, ("backbone",))
     assert list(taken) == ["backbone"]
     tiny.assert_same_bits(taken["backbone"], params["backbone"])
+    whole, report = load_weights(tmp_path / "weights", tiny.SCALAR_MODEL, layout, ("backbone", "head"))
+    tiny.assert_same_bits(whole["backbone"], params["backbone"])
+    assert not np.asarray(whole["head"]["weight"]).any() and report is None
 
 
 def test_weights_within_a_state_are_weights(tmp_path):

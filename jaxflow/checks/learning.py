@@ -46,6 +46,8 @@ def token_problems(config: Config) -> Iterator[str]:
             judged,
         ),
     ):
+        if path.startswith("critic.") and not {"critic", "cost_critic"} & _placed(config):
+            continue
         padded = ladder(longest + more, LENGTH_UNIT)
         if tokens < padded:
             reward_model = f", {longest + more} with the reward model's" if more else ""

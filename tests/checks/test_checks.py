@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from good_config import GOOD, config, problems, split_config
+from good_config import GOOD, ROLES, config, problems, split_config
 
 from jaxflow.checks import check
 from jaxflow.config import Config
@@ -15,6 +15,12 @@ def test_the_defaults_contradict_nothing():
 
 def test_the_good_config_passes():
     check(config(), 100, 8)
+
+
+def test_micro_batches_of_a_critic_that_no_pool_has_are_of_any_size():
+    roles = [role for role in ROLES if role != "critic"]
+    changes = {"algorithm__name": "grpo", "cluster__pools__main__roles": roles}
+    check(config(critic__microbatch_tokens_per_device=1, **changes), 100, 8)
 
 
 def test_a_config_on_two_pools_passes():

@@ -132,6 +132,10 @@ def written(*overrides):
             {"algorithm.cispo.clip_ratio_high": 0.28, "algorithm.cispo.clip_ratio_low": 0.2},
         ),
         (
+            (f"{ACTOR}.policy_loss.loss_mode=cispo", f"{ACTOR}.clip_ratio_low=10"),
+            {"algorithm.cispo.clip_ratio_low": 1.0},
+        ),
+        (
             (f"{ACTOR}.policy_loss.loss_mode=dppo_tv",),
             {"algorithm.dppo.tv_bound": 0.2, "algorithm.dppo.ratio_bound": 3.0},
         ),

@@ -101,7 +101,10 @@ def _clip(key: str, *modes: str) -> Callable[[Values], Outcome]:
             return Idle(
                 "verl's default 0.2 is of token ratios, hundreds of times GSPO's own: jaxflow's default stands"
             )
-        return Is(_width(values, key))
+        width = _width(values, key)
+        if key == _LOW and mode == "cispo" and width > 1.0:
+            return Is(1.0, f"a ratio is never below 1 − {width:g}: no lower bound")
+        return Is(width)
 
     return outcome
 

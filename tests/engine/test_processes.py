@@ -63,7 +63,7 @@ def whole(tree, layout, prefix):
 
 
 def named(result, prefix):
-    return {prefix + name: leaf for name, leaf in vars(result).items()}
+    return {prefix + name: leaf for name, leaf in vars(result).items() if leaf is not None}
 
 
 def story(sizes, training_rows, generation_rows, save_to, restore_from):

@@ -33,10 +33,6 @@ class Keys:
         self._path = path
         self._problems: list[str] = [] if problems is None else problems
 
-    def __contains__(self, key: str) -> bool:
-        """Return whether a key is there and not taken yet."""
-        return key in self._left
-
     def inside(self, key: str, tree: Mapping[str, object]) -> Keys:
         """Return the keys of an object within; its mistakes are gathered with these."""
         return Keys(tree, f"{self._path}{key}.", self._problems)

@@ -135,6 +135,7 @@ def _read_gemma(keys: Keys, head_width: int, layers: int, every: int) -> dict[st
     gelu = ("gelu_pytorch_tanh", "gelu_tanh")
     keys.expect("hidden_activation", gelu[0], (*gelu, None), "supported here: gelu_pytorch_tanh")
     keys.take("hidden_act", None)  # superseded by hidden_activation, and wrong in old files
+    keys.take("sliding_window_size", None)  # a copy of sliding_window in old files, read by nobody
     _no_output_bias(keys)
     keys.expect("use_bidirectional_attention", False, (False, None), "attention is causal")
     kinds = keys.take("layer_types", None)

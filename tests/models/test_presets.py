@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+from models.published import CONFIGS
 
 from jaxflow.models.config_json import as_stored, read_config, write_config
 from jaxflow.models.families import TOKENS
@@ -49,6 +50,12 @@ PUBLISHED = {
 
 def test_presets_have_the_published_numbers_of_parameters():
     assert {name: parameter_count(decoder, TOKENS) for name, decoder in PRESETS.items()} == PUBLISHED
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_published_config_file_is_the_preset_of_its_name(name):
+    described = read_config(CONFIGS[name], name)
+    assert (described.decoder, described.head) == (PRESETS[name], TOKENS)
 
 
 def test_presets_survive_the_way_through_a_config_file():

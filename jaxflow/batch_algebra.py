@@ -13,7 +13,15 @@ from jaxflow.config import ActorConfig, Config, CriticConfig
 from jaxflow.engine.batching import plan_micro_batches
 from jaxflow.engine.pipeline import bubble
 from jaxflow.models.decoder_config import DecoderConfig
-from jaxflow.placement import MeshSizes, PoolPlan, describe_pool, plan_pools, role_adapters, roles_with_models
+from jaxflow.placement import (
+    MeshSizes,
+    PoolPlan,
+    describe_pool,
+    generating_role,
+    plan_pools,
+    role_adapters,
+    roles_with_models,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +61,7 @@ def derive(config: Config, vocabulary_size: int) -> Derived:
     pools = plan_pools(config)
     meshes: dict[str, MeshSizes] = {role: plan.mesh for plan in pools.values() for role in plan.roles}
     sequences, parts = sequences_per_step(config), config.rollout.parts
-    rows = sequences // meshes["actor"].generation_replicas
+    rows = sequences // meshes[generating_role(config)].generation_replicas
     return Derived(
         pools=pools,
         actor_model=with_vocabulary(config.actor.model, vocabulary_size),
@@ -76,6 +84,7 @@ def describe(config: Config, derived: Derived) -> str:
     cluster, rollout = config.cluster, config.rollout
     decoders = {
         "actor": derived.actor_model,
+        "generator": derived.actor_model,
         "reference": derived.actor_model,
         "critic": derived.critic_model,
         "cost_critic": derived.critic_model,

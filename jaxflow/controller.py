@@ -34,6 +34,7 @@ from jaxflow.warm_start import Beginning, WarmStart
 from jaxflow.workers.group import WorkerGroup
 from jaxflow.workers.launch import Workers
 from jaxflow.workers.protocol import RoleError, WorkerLost
+from jaxflow.workers.weight_exchange import ServedActor
 
 # That the calls around a failed one have to end; one in a broken collective never does.
 _SETTLE_SECONDS = 10.0
@@ -71,7 +72,7 @@ class Controller:
             LENGTH_UNIT,
         )
         self._dataflow = load_dataflow(config.algorithm.name)
-        self._groups: dict[str, WorkerGroup] = {}
+        self._groups: dict[str, WorkerGroup | ServedActor] = {}
         self._process_started = process_started
         self._saved_at = time.monotonic()
         self._saved_steps: list[int] = []
@@ -130,6 +131,8 @@ class Controller:
             return None
         placed = {role for plan in self._job.derived.pools.values() for role in plan.roles}
         self._groups = {role: self._workers.group(role) for role in self._dataflow.playing(placed)}
+        if "generator" in placed:
+            self._groups["actor"] = ServedActor(self._groups["actor"], self._workers.group("generator"))
         done = 0 if checkpoint is None else checkpoint.step
         # Before the first step nothing is done: what was written of it is written again.
         kept = done if done > 0 else -1
@@ -160,7 +163,7 @@ class Controller:
             f" {readable_bytes(buffer)} at once on a host{''.join(f'; {note}' for note in first.notes)}"
         )
 
-    def _saved(self) -> dict[str, WorkerGroup]:
+    def _saved(self) -> dict[str, WorkerGroup | ServedActor]:
         """Return the roles whose state decides the next step: what a checkpoint holds."""
         return {role: group for role, group in self._groups.items() if "save" in group.methods}
 
@@ -202,7 +205,7 @@ class Controller:
             prompts, further = self._workers.put(drawn[0]), self._further_prompts(done, drawn)
             for future in self._dataflow(self._groups, prompts, further):
                 metrics |= future.result()
-            metrics |= self._reward_figures()
+            metrics |= self._reward_figures() | self._transition_figures()
             calls = self._workers.collect()
         except RoleError as error:
             self._rescue(done, error)
@@ -228,6 +231,11 @@ class Controller:
         if reward is None or "take_figures" not in reward.methods:
             return {}
         return reward_metrics(reward.take_figures().result())
+
+    def _transition_figures(self) -> dict[str, float]:
+        """Return what bringing weights to another pool took; where the actor generates itself it says so itself."""
+        actor = self._groups["actor"]
+        return actor.take_figures() if isinstance(actor, ServedActor) else {}
 
     def _further_prompts(self, done: int, drawn: list[Prompts]) -> Iterator[Future[Prompts]]:
         """Draw more prompts of a step, as long as someone asks and the config allows; note them in `drawn`."""

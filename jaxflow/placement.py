@@ -102,13 +102,20 @@ def plan_pools(config: Config) -> dict[str, PoolPlan]:
 
 def holds_tokens_head(role: str) -> bool:
     """Return whether a role's model ends in a distribution over tokens rather than in one number."""
-    return role in ("actor", "reference")
+    return role in ("actor", "reference", "generator")
 
 
 def roles_with_models(config: Config) -> tuple[str, ...]:
     """Return the roles that hold weights: a reward function holds none."""
     judges = [role for role in ("reward", "cost") if vars(config)[role].kind == "model"]
-    return ("actor", "reference", *CRITICS, *judges)
+    generators = ("generator",) if generating_role(config) == "generator" else ()
+    return ("actor", *generators, "reference", *CRITICS, *judges)
+
+
+def generating_role(config: Config) -> str:
+    """Return the role whose pool generates: a generator where one is placed, else the actor itself."""
+    placed = {role for pool in config.cluster.pools.values() for role in pool.roles}
+    return "generator" if "generator" in placed else "actor"
 
 
 def parameter_count(role: str, model: DecoderConfig) -> int:
@@ -144,6 +151,8 @@ def role_bytes(
     frozen = _numbers(described, described.frozen, 0, mesh)
     frozen_bytes = frozen * _DTYPE_BYTES[adapters.base_dtype] if adapters is not None else 0
     rollout = _numbers(plain, plain.trained, 1, mesh) * _DTYPE_BYTES[rollout_dtype]
+    if role == "generator":
+        return RoleBytes(weights=0, training=0, rollout=rollout)
     return RoleBytes(
         weights=trained * _FLOAT32_BYTES + frozen_bytes,
         training=3 * trained * _FLOAT32_BYTES if role in ("actor", *CRITICS) else 0,
@@ -181,7 +190,8 @@ def describe_pool(
         f"  training    data {mesh.data} × fsdp {mesh.fsdp}{_axis('expert', mesh.expert)}{_axis('pipe', mesh.stages)}"
         f" × tensor {mesh.training_tensor} → rows over {_counted(mesh.training_replicas, 'replica')}"
     )
-    if "actor" in plan.roles:
+    generating = "generator" if "generator" in models else "actor"
+    if generating in plan.roles:
         yield (
             f"  generation  data {mesh.data} × fsdp {mesh.fsdp}{_axis('expert', mesh.expert)}"
             f"{_axis('micro_pipe', mesh.micro_pipe)} × micro {mesh.micro} × tensor {mesh.tensor}"
@@ -192,9 +202,9 @@ def describe_pool(
             yield f"  {role:<10}  no weights"
             continue
         held = role_bytes(role, models[role], mesh, rollout_dtype, adapters.get(role))
-        parts = [f"{readable_bytes(held.weights)} weights"]
+        parts = [f"{readable_bytes(held.weights)} weights"] if held.weights > 0 else []
         parts += [f"{readable_bytes(held.training)} gradients and optimizer"] if held.training > 0 else []
-        parts += [f"{readable_bytes(held.rollout)} rollout weights"] if held.rollout > 0 else []
+        parts += [f"{readable_bytes(held.rollout)} rollout weights"] if role == generating else []
         count = parameter_count(role, models[role])
         waits = "; waits in host memory" if role in plan.offload else ""
         yield f"  {role:<10}  {count:,} parameters → per device {', '.join(parts)}{waits}"

@@ -170,6 +170,14 @@ class RewardFigures:
     counts: Mapping[str, int]  # the same number -> rows of this process that told it
 
 
+@dataclasses.dataclass(frozen=True)
+class WeightsMoved:
+    """What bringing one bucket of weights to another pool took, as its first process saw it."""
+
+    bytes_per_device: int  # received by the device that got most
+    seconds: float
+
+
 OFFLOAD_SPAN = "offload"
 """Name of a span inside a call in which arrays move between host and devices."""
 

@@ -8,6 +8,7 @@ import pytest
 from good_config import config, split_config
 
 from jaxflow.batch_algebra import derive
+from jaxflow.batch_algebra import describe as describe_run
 from jaxflow.config import MeshConfig
 from jaxflow.engine.mesh import make_mesh
 from jaxflow.engine.sharding import generation_layout, training_layout
@@ -149,3 +150,18 @@ def test_bytes_are_readable_at_every_size():
         "26.03 GB",
         "10,000.00 GB",
     ]
+
+
+def test_weights_for_generation_lie_where_generation_is():
+    pools = {
+        "cluster__pools__main__roles": ["actor", "critic", "reference", "reward", "estimator"],
+        "cluster__pools__rollouts__roles": ["generator"],
+    }
+    changed = config(**pools)
+    text = describe_run(changed, derive(changed, 100))
+    assert text.count("rollout weights") == 1 and text.count("  generation  ") == 1
+    (line,) = [line for line in text.split("\n") if line.startswith("  generator ")]
+    model = dataclasses.replace(changed.actor.model, vocabulary_size=100)
+    held = role_bytes("generator", model, MeshSizes(1, 1, 1, 1), "float32")
+    assert line.endswith(f"per device {readable_bytes(held.rollout)} rollout weights")
+    assert held == RoleBytes(weights=0, training=0, rollout=4 * model.parameter_count)

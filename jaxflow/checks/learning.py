@@ -17,7 +17,9 @@ def cast_problems(config: Config) -> Iterator[str]:
     if isinstance(dataflow, UserError):
         yield str(dataflow)
         return
-    yield from role_problems(config, dataflow.playing(_placed(config)))
+    placed = _placed(config)
+    generators = ("generator",) if "generator" in placed else ()
+    yield from role_problems(config, (*dataflow.playing(placed), *generators))
 
 
 def _dataflow(config: Config) -> Dataflow | UserError:

@@ -13,7 +13,7 @@ from jaxflow.batch_algebra import sequences_per_step, with_vocabulary
 from jaxflow.config import Config, PoolConfig
 from jaxflow.engine.layout_rules import Parallelism, layout_problems, nearest_layouts
 from jaxflow.models.decoder_config import DecoderConfig
-from jaxflow.placement import CRITICS, MeshSizes, mesh_sizes, roles_with_models
+from jaxflow.placement import CRITICS, MeshSizes, generating_role, mesh_sizes, roles_with_models
 
 _NAMED_MESHES, _NAMED_SIZES = 3, 4  # offered where one cannot be
 _CONSIDERED_MESHES = 1000  # that those are taken from; some of them generate in stages, which no pool does
@@ -48,7 +48,7 @@ def role_problems(config: Config, cast: Sequence[str]) -> Iterator[str]:
 
 def offload_problems(config: Config) -> Iterator[str]:
     """Say which roles are to wait in host memory that are not in the pool, or have nothing to wait with."""
-    holders = roles_with_models(config)
+    holders = [role for role in roles_with_models(config) if role != "generator"]  # whose weights come anew
     for name, pool in config.cluster.pools.items():
         for role in pool.offload:
             key = f"cluster.pools.{name}.offload: {role!r}"
@@ -148,14 +148,15 @@ def row_problems(config: Config) -> Iterator[str]:
                 f"{product} = {sequences} sequences per step cannot be split over the {_replicas(pool, meshes)};"
                 " make it a multiple"
             )
-    if "actor" in placed:
-        mesh = meshes[placed["actor"]]
+    generating = generating_role(config)
+    if generating in placed:
+        mesh = meshes[placed[generating]]
         # A mesh whose generation size does not divide is reported already.
-        whole = mesh.training_tensor == config.cluster.pools[placed["actor"]].mesh.tensor
+        whole = mesh.training_tensor == config.cluster.pools[placed[generating]].mesh.tensor
         if whole and sequences % mesh.generation_replicas != 0:
             yield (
                 f"{product} = {sequences} sequences per step cannot be split over the {mesh.generation_replicas}"
-                f" generation replicas of pool {placed['actor']} (data × fsdp × expert × pipe × tensor /"
+                f" generation replicas of pool {placed[generating]} (data × fsdp × expert × pipe × tensor /"
                 " generation_tensor); make it a multiple"
             )
         elif whole and config.rollout.parts > 1:

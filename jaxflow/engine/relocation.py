@@ -28,16 +28,16 @@ def relocate(array: Array, target: Sharding, dtype: str) -> Array:
     devices = {device.id: device for device in target.device_set}
     parts: dict[int, list[tuple[Piece, Array]]] = {device: [] for device in devices}
     for piece in pieces(tuple(shards_of("", array.shape, array.sharding)), targets):
-        cut = _cut(held[piece.source.device], within(piece.extent, sources[piece.source]), dtype)
+        part = cut(held[piece.source.device], within(piece.extent, sources[piece.source]), dtype)
         # An array that stays on its device would be the source's own buffer, and go with it.
         stays = piece.source == piece.target
-        sent = jnp.array(cut, copy=True) if stays else jax.device_put(cut, devices[piece.target.device])
+        sent = jnp.array(part, copy=True) if stays else jax.device_put(part, devices[piece.target.device])
         parts[piece.target.device].append((piece, sent))
     shards = [_assembled(parts[shard.holder.device], shard.extent) for shard in targets]
     return jax.make_array_from_single_device_arrays(array.shape, target, shards)
 
 
-def _cut(shard: Array, box: tuple[slice, ...], dtype: str) -> Array:
+def cut(shard: Array, box: tuple[slice, ...], dtype: str) -> Array:
     """Return a part of a shard, on its device; the shard itself where nothing is to be cut or cast."""
     shape = tuple(place.stop - place.start for place in box)
     if shape == shard.shape and shard.dtype == dtype:

@@ -59,6 +59,18 @@ class Piece:
     extent: Extent  # in the whole array
 
 
+def filled(sizes: Sequence[int], least: int) -> tuple[tuple[int, ...], ...]:
+    """Cut the indices of some sizes into runs of at least so much together; the last may have less."""
+    runs: list[list[int]] = []
+    full = True
+    for index, _ in enumerate(sizes):
+        if full:
+            runs.append([])
+        runs[-1].append(index)
+        full = sum(sizes[i] for i in runs[-1]) >= least
+    return tuple(map(tuple, runs))
+
+
 def shards_of(pool: str, shape: tuple[int, ...], sharding: Sharding) -> tuple[Shard, ...]:
     """Return the shards of an array of this shape, in the order of the sharding's devices."""
     return tuple(

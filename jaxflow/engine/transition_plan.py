@@ -21,7 +21,7 @@ from jaxtyping import Array
 
 from jaxflow.engine.compiled import Collective, collectives_of, memory_of
 from jaxflow.engine.relocation import relocate
-from jaxflow.engine.shards import received_elements, redundant_elements
+from jaxflow.engine.shards import filled, received_elements, redundant_elements
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,14 +146,8 @@ def _filled(
     moves: Sequence[int], leaves: tuple[Leaf, ...], dtype: str, bucket_bytes: int
 ) -> list[tuple[int, ...]]:
     """Cut a list of leaves into buckets of at least so many bytes per device; the last may have less."""
-    buckets, filling, size = [], [], 0
-    for i in moves:
-        filling.append(i)
-        size += _elements(leaves[i], leaves[i].target) * np.dtype(dtype).itemsize
-        if size >= bucket_bytes:
-            buckets.append(tuple(filling))
-            filling, size = [], 0
-    return [*buckets, tuple(filling)] if filling else buckets
+    sizes = [_elements(leaves[i], leaves[i].target) * np.dtype(dtype).itemsize for i in moves]
+    return [tuple(moves[i] for i in run) for run in filled(sizes, bucket_bytes)]
 
 
 def _peak(leaves: tuple[Leaf, ...], buckets: list[Bucket], itemsize: int, release: bool) -> int:

@@ -11,6 +11,7 @@ from jaxflow.workers.model_free_roles import Estimator
 from jaxflow.workers.reward import Reward
 from jaxflow.workers.reward_model import RewardModel, Verifier
 from jaxflow.workers.roles import Actor, CostCritic, Critic, Reference, Student
+from jaxflow.workers.weight_exchange import RolloutGenerator
 
 _BUILT_IN: Mapping[str, type] = {
     "actor": Actor,
@@ -18,6 +19,7 @@ _BUILT_IN: Mapping[str, type] = {
     "cost_critic": CostCritic,
     "critic": Critic,
     "estimator": Estimator,
+    "generator": RolloutGenerator,
     "pretraining": Pretraining,
     "reference": Reference,
     "reward": Reward,

@@ -74,6 +74,11 @@ class WorkerGroup:
         for name, method in self.methods.items():
             self.__dict__[name] = functools.partial(self._call, name, method)
 
+    @property
+    def processes(self) -> int:
+        """Count the processes of the role's pool."""
+        return self._transport.grid.processes
+
     def release(self) -> None:
         """Let the role and its arrays go; the handle is dead then."""
         self._transport.remove(self.role)

@@ -138,6 +138,7 @@ def resource_pools(config: Config, derived: Derived) -> list[ResourcePool]:
             mesh=plan.mesh,
             roles=plan.roles,
             compilation_cache=folders.get(cache, cache),
+            offload=plan.offload,
         )
         for name, plan in derived.pools.items()
     ]

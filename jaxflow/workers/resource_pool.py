@@ -25,6 +25,7 @@ class ResourcePool:
     mesh: MeshSizes
     roles: tuple[str, ...]
     compilation_cache: str  # folder of compiled programs; empty: off
+    offload: tuple[str, ...] = ()  # roles that wait in host memory between their uses
 
     @property
     def devices(self) -> int:

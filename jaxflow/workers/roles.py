@@ -13,14 +13,13 @@ import numpy as np
 from jaxflow.algorithms.losses import PretrainingLoss, SupervisedLoss, ValueLoss
 from jaxflow.batch_algebra import Derived
 from jaxflow.config import Config
-from jaxflow.data.source import load_tokenizer
-from jaxflow.engine.generate import Generator
+from jaxflow.engine.exchange import Message
 from jaxflow.engine.merging import merging
 from jaxflow.engine.offload import Frozen
 from jaxflow.engine.rows import Rows
-from jaxflow.engine.sampling import Sampling
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import generation_layout, training_layout
+from jaxflow.engine.shards import Shard
 from jaxflow.engine.state import load_weights
 from jaxflow.engine.train import Auxiliary, Trainer
 from jaxflow.engine.transition import TransitionReport, transition
@@ -38,11 +37,12 @@ from jaxflow.types import (
 from jaxflow.workers.place import Place
 from jaxflow.workers.protocol import exposed
 from jaxflow.workers.rule import policy_loss
+from jaxflow.workers.sampler import Sampler
 from jaxflow.workers.trained import TrainedModel, optimizer_of, taught
 from jaxflow.workers.transfer import ONE_TO_ALL, THREE_D_ALL_MICRO_DP, THREE_D_PROTO
+from jaxflow.workers.weight_exchange import WEIGHTS_OUT, Outgoing
 
-# Streams of randomness under the run's seed: what is drawn for one purpose never moves another.
-_TRAINING_ROLLOUT, _VALIDATION_ROLLOUT = 0, 1
+# Streams of randomness under the run's seed, beside those of generation (sampler.py).
 _ACTOR_WEIGHTS, _CRITIC_WEIGHTS = 2, 3  # 4: the verifier's (reward_model.py); 7: rule.py's
 _COST_CRITIC_WEIGHTS = 5
 
@@ -102,26 +102,15 @@ class Actor(_Saved):
             place,
         )
         self._scorer = Scorer(model, training, rollout.score_microbatch_tokens_per_device, temperature)
-        self._generator = Generator(model.base, self._generation, rollout.dtype, rollout.sequences_per_device)
+        self._sampler = Sampler(config, model.base, self._generation)
+        self._outgoing = Outgoing(model.base, training.weights(model.base.names), rollout.dtype)
+        self._leaving: Params | None = None
         self._rows = Rows(place.mesh, training.axes["batch"])
         self._rollout_weights: Params | None = None
         self._transition_metrics: dict[str, float] = {}
-        tokenizer = load_tokenizer(config.data.task, config.data.tokenizer)
-        self._end_ids = () if rollout.ignore_end_token else tokenizer.end_ids
-        self._pad_id = tokenizer.pad_id
 
-    def _sampling(self, temperature: float) -> Sampling:
-        rollout = self._config.rollout
-        return Sampling(
-            temperature=temperature,
-            top_k=rollout.top_k,
-            top_p=rollout.top_p,
-            max_response_tokens=rollout.max_response_tokens,
-            end_ids=self._end_ids,
-            pad_id=self._pad_id,
-        )
-
-    def _generate(self, prompts: Prompts, temperature: float, purpose: int) -> Rollout:
+    def _weights(self) -> Params:
+        """Return the weights in the generation layout."""
         if self._rollout_weights is None:
             with self._place.span("transition") as span:
                 self._rollout_weights, report = self._moved()
@@ -130,9 +119,7 @@ class Actor(_Saved):
                 "transition/seconds": report.seconds,
                 "transition/received_bytes_per_device": float(report.most_received_bytes),
             }
-        seed = self._config.run.seed
-        sampling, updates = self._sampling(temperature), self._trained.updates
-        return self._generator(self._rollout_weights, prompts, sampling, seed, prompts.step, purpose, updates)
+        return self._rollout_weights
 
     def _moved(self) -> tuple[Params, TransitionReport]:
         """Move the weights to the generation layout; adapters are merged first, and that copy is released."""
@@ -144,17 +131,41 @@ class Actor(_Saved):
     @exposed("gen", THREE_D_ALL_MICRO_DP, by_parts=True)
     def generate(self, prompts: Prompts) -> Rollout:
         """Sample one response per row at the training temperature."""
-        return self._generate(prompts, self._config.rollout.temperature, _TRAINING_ROLLOUT)
+        return self._sampler.train(self._weights(), prompts, self._trained.updates)
 
     @exposed("gen_max", THREE_D_ALL_MICRO_DP, by_parts=True)
     def generate_greedy(self, prompts: Prompts) -> Rollout:
         """Give each row the response that is likeliest token by token."""
-        return self._generate(prompts, 0.0, _TRAINING_ROLLOUT)
+        return self._sampler.greedy(self._weights(), prompts, self._trained.updates)
 
     @exposed("testing", THREE_D_ALL_MICRO_DP, by_parts=True)
     def generate_validation(self, prompts: Prompts) -> Rollout:
         """Sample one response per row as validation asks."""
-        return self._generate(prompts, self._config.rollout.validation_temperature, _VALIDATION_ROLLOUT)
+        return self._sampler.validate(self._weights(), prompts, self._trained.updates)
+
+    @exposed("load", ONE_TO_ALL, replicated=True)
+    def weight_shards(self) -> tuple[tuple[Shard, ...], ...]:
+        """Return where the shards of each weight lie, for a generator on another pool."""
+        return self._outgoing.shards
+
+    @exposed("load", ONE_TO_ALL, replicated=True)
+    def address(self, targets: list[tuple[Shard, ...]]) -> int:
+        """Plan the weights' way to a generator's shards; return the number of buckets."""
+        return self._outgoing.address(targets)
+
+    @exposed("transition", ONE_TO_ALL, replicated=True)
+    def weights_age(self) -> int:
+        """Return how many updates the weights have behind them."""
+        return self._trained.updates
+
+    @exposed("transition", WEIGHTS_OUT)
+    def send_weights(self, tickets: tuple[int, ...], bucket: int) -> tuple[Message, ...]:
+        """Return one bucket of the weights, a message for each ticket; adapters are merged first."""
+        if self._merge is None:
+            return self._outgoing.messages(self._trained.params, bucket)
+        if bucket == 0:
+            self._leaving = self._merge(self._trained.params)
+        return self._outgoing.messages(self._leaving, bucket)
 
     @exposed("old_log_prob", THREE_D_PROTO, by_parts=True)
     def log_probs(self, rollout: Rollout) -> TokenLogProbs:
@@ -169,7 +180,7 @@ class Actor(_Saved):
     @exposed("update_actor", THREE_D_PROTO, replicated=True)
     def update(self, experience: Experience, pretraining: Demonstrations | None = None) -> Metrics:
         """Run one step's policy updates; the rollout weights of before are released first."""
-        self._rollout_weights = None
+        self._rollout_weights, self._leaving = None, None
         actor, auxiliary = self._config.actor, None
         if pretraining is not None:
             auxiliary = Auxiliary(pretraining, self._pretraining_loss)

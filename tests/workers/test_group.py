@@ -16,7 +16,7 @@ from jaxflow.workers.group import Exchange, Traffic, WorkerGroup
 from jaxflow.workers.host import Host
 from jaxflow.workers.protocol import RoleError, exposed
 from jaxflow.workers.resource_pool import ResourcePool
-from jaxflow.workers.row_values import row_count, take_rows
+from jaxflow.workers.row_values import byte_count, row_count, take_rows
 from jaxflow.workers.transfer import (
     ALL_TO_ALL,
     DP_PROTO,
@@ -215,8 +215,8 @@ def test_tokens_and_bytes_of_a_call_are_those_of_all_its_processes(monkeypatch):
     a.pair(NUMBERS, 1.0)
     ((span,),) = exchange.calls.collect(in_process.fetch)
     assert (span.pool, span.role, span.name) == ("c", "echo", "pair")
-    # Both peers are given all rows; the first one alone gives the result.
-    assert span.bytes == 2 * NUMBERS.nbytes + 2 * NUMBERS.nbytes
+    # Both peers are given all rows; the first one alone gives the result. Each says that one field is absent.
+    assert span.bytes == 2 * NUMBERS.nbytes + 2 * NUMBERS.nbytes + 2 * byte_count(None)
 
 
 def test_calls_of_a_pool_take_turns_and_wait_for_what_they_are_made_of(monkeypatch):

@@ -26,13 +26,20 @@ PLACEMENTS = {
         "rest": pool(["reward"], 1, 1),
         "numbers": pool(["estimator"], 1, 2, **ONE),
     },
+    "generator alone": {
+        "models": pool(["actor", "critic", "reference", "reward", "estimator"], 1, 4, fsdp=2, tensor=2),
+        "rollouts": pool(["generator"], 1, 2, tensor=2, generation_tensor=2),
+    },
 }
 # The same with the pools' hosts as processes of their own.
 SPLIT_PROCESSES = {
     "policy": pool(["actor", "reference"], 2, 2, data=2, tensor=2),
     "judges": pool(["critic", "reward", "estimator"], 1, 2, **ONE),
 }
-TENSOR_OVER_PROCESSES = {"all": pool(["actor", "critic", "reference", "reward", "estimator"], 2, 1, tensor=2)}
+GENERATOR_OF_TWO = {
+    "models": pool(["actor", "critic", "reference", "reward", "estimator"], 2, 1, tensor=2),
+    "rollouts": pool(["generator"], 2, 1, tensor=2, generation_tensor=2),
+}
 MODEL = {"reward.kind": "model", "warm_start.reward_steps": 2}
 # Sums in another order, through a few updates of Adam.
 TOLERANCE = 2e-3
@@ -59,7 +66,10 @@ def colocated(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "parts"), [("split", 2), ("stand-alone", 2), ("estimator alone", 1)])
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [("split", 2), ("stand-alone", 2), ("estimator alone", 1), ("generator alone", 2)],
+)
 def test_every_placement_gives_the_colocated_runs_metrics(colocated, tmp_path, name, parts):
     assert run_here(tmp_path, pools=PLACEMENTS[name], **MODEL, **{"rollout.parts": parts})[0] == 0
     assert differences(rows(tmp_path), colocated) == {}
@@ -86,7 +96,9 @@ def commanded(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pools", [SPLIT_PROCESSES, TENSOR_OVER_PROCESSES], ids=["split", "tensor over two"])
+@pytest.mark.parametrize(
+    "pools", [SPLIT_PROCESSES, GENERATOR_OF_TWO], ids=["split", "weights from two processes to two"]
+)
 def test_processes_of_their_own_give_the_colocated_runs_metrics(commanded, tmp_path, pools):
     ended = run_to_end(*flags(tmp_path / "run", pools=pools, **MODEL))
     assert ended.code == 0, ended.errors

@@ -1,0 +1,57 @@
+"""What generates, whoever's weights it is given: the actor on its own pool, or a generator on another.
+
+Knows the config and the engine; knows neither where the weights come from nor processes and transport.
+"""
+
+from __future__ import annotations
+
+from jaxflow.config import Config
+from jaxflow.data.source import load_tokenizer
+from jaxflow.engine.generate import Generator
+from jaxflow.engine.sampling import Sampling
+from jaxflow.engine.sharding import Layout
+from jaxflow.models.transformer import Model, Params
+from jaxflow.types import Prompts, Rollout
+
+# Streams of randomness under the run's seed: what is drawn for one purpose never moves another.
+_TRAINING_ROLLOUT, _VALIDATION_ROLLOUT = 0, 1
+
+
+class Sampler:
+    """Generation as the config asks for it: in training, greedy, in validation."""
+
+    def __init__(self, config: Config, model: Model, layout: Layout):
+        rollout = config.rollout
+        self._config = config
+        self._generator = Generator(model, layout, rollout.dtype, rollout.sequences_per_device)
+        tokenizer = load_tokenizer(config.data.task, config.data.tokenizer)
+        self._end_ids = () if rollout.ignore_end_token else tokenizer.end_ids
+        self._pad_id = tokenizer.pad_id
+
+    def train(self, weights: Params, prompts: Prompts, updates: int) -> Rollout:
+        """Sample one response per row at the training temperature; `updates` is the age of the weights."""
+        temperature = self._config.rollout.temperature
+        return self._generate(weights, prompts, temperature, _TRAINING_ROLLOUT, updates)
+
+    def greedy(self, weights: Params, prompts: Prompts, updates: int) -> Rollout:
+        """Give each row the response that is likeliest token by token."""
+        return self._generate(weights, prompts, 0.0, _TRAINING_ROLLOUT, updates)
+
+    def validate(self, weights: Params, prompts: Prompts, updates: int) -> Rollout:
+        """Sample one response per row as validation asks."""
+        temperature = self._config.rollout.validation_temperature
+        return self._generate(weights, prompts, temperature, _VALIDATION_ROLLOUT, updates)
+
+    def _generate(
+        self, weights: Params, prompts: Prompts, temperature: float, purpose: int, updates: int
+    ) -> Rollout:
+        rollout, seed = self._config.rollout, self._config.run.seed
+        sampling = Sampling(
+            temperature=temperature,
+            top_k=rollout.top_k,
+            top_p=rollout.top_p,
+            max_response_tokens=rollout.max_response_tokens,
+            end_ids=self._end_ids,
+            pad_id=self._pad_id,
+        )
+        return self._generator(weights, prompts, sampling, seed, prompts.step, purpose, updates)

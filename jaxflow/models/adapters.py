@@ -102,6 +102,8 @@ def join(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 def merged(params: Mapping[str, Any], adapters: Adapters) -> dict[str, Any]:
     """Return weights without adapters that compute the same: X + (α/r)·reduce·expand, summed in float32."""
+    # A GPU would round the factors of a float32 product to fewer bits unless asked not to.
+    einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     whole = {}
     for key, value in params.items():
         if key.endswith(SUFFIX):
@@ -109,9 +111,8 @@ def merged(params: Mapping[str, Any], adapters: Adapters) -> dict[str, Any]:
         whole[key] = merged(value, adapters) if isinstance(value, Mapping) else value
         if key + SUFFIX in params:
             beside = params[key + SUFFIX]
-            change = jax.vmap(functools.partial(product, key, einsum=jnp.einsum))(
-                beside["reduce"], beside["expand"]
-            )
+            by_layer = jax.vmap(functools.partial(product, key, einsum=einsum))
+            change = by_layer(beside["reduce"], beside["expand"])
             whole[key] = value.astype(jnp.float32) + change * adapters.scale
     return whole
 

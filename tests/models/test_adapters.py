@@ -55,7 +55,7 @@ def adapters_in_our_names(read):
 
     blocks = {"attention": {}, "mlp": {}}
     for block, layers in MODEL.shapes["backbone"]["layers"].items():
-        for name in (name for name in layers if name.endswith("_adapter")):
+        for name in filter(lambda name: name.endswith("_adapter"), layers):
             path = MODULES[name.removesuffix("_adapter")]
             blocks[block][name] = {
                 "reduce": stacked(path, "A", layers[name]["reduce"].shape[1:]),

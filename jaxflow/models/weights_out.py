@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -58,12 +59,30 @@ def entries_of(params: Params, dtype: str) -> Entries:
         for key in weight.path:
             leaf = leaf[key]
         if weight.path not in gathers:
-            here = leaf.sharding
-            whole = NamedSharding(here.mesh, PartitionSpec()) if isinstance(here, NamedSharding) else here
-            gathers[weight.path] = jax.jit(lambda leaf, at: leaf[at].astype(dtype), out_shardings=whole)
+            gathers[weight.path] = _gathering(leaf, len(weight.stack), dtype)
         return np.asarray(gathers[weight.path](leaf, index).addressable_data(0))
 
     return entry
+
+
+def _gathering(leaf: jax.Array, depth: int, dtype: str) -> Callable[..., jax.Array]:
+    """Return the program that brings one entry of a weight's `depth` leading dimensions to every device."""
+    here = leaf.sharding
+    whole = NamedSharding(here.mesh, PartitionSpec()) if isinstance(here, NamedSharding) else here
+    if here.shard_shape(leaf.shape)[:depth] == leaf.shape[:depth]:
+        return jax.jit(lambda leaf, at: leaf[at].astype(dtype), out_shardings=whole)
+    bits = {2: jnp.uint16, 4: jnp.uint32}[jnp.dtype(dtype).itemsize]
+
+    def picked(leaf: jax.Array, at: tuple[jax.Array, ...]) -> jax.Array:
+        # The stack is cut over devices, and indexing it would gather all of it. Instead each device picks the entry
+        # out of its part, nothing where it lies elsewhere; summed as bits, so that no zero loses its sign.
+        entry = jax.lax.bitcast_convert_type(leaf.astype(dtype), bits)
+        for place in at:
+            chosen = jnp.arange(entry.shape[0]) == place
+            entry = jnp.sum(jnp.where(chosen.reshape(-1, *[1] * (entry.ndim - 1)), entry, 0), 0, dtype=bits)
+        return jax.lax.bitcast_convert_type(entry, dtype)
+
+    return jax.jit(picked, out_shardings=whole)
 
 
 def write_checkpoint(

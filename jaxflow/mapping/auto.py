@@ -15,7 +15,7 @@ from jaxflow.mapping.layouts import Freedom
 from jaxflow.mapping.search import Mapping, Problem, search
 from jaxflow.types import UserError
 
-FREEDOM = Freedom(pipe=True, fsdp=True, offload=False)
+FREEDOM = Freedom(pipe=True, fsdp=True, offload=True)
 """What a run can be asked for in its config."""
 
 WANTED = 4
@@ -88,6 +88,7 @@ def pools_of(mapping: Mapping, roles: Sequence[str], devices_per_host: int) -> N
                 generation_tensor=_generation_tensor(placed.roles, placed.option.layouts),
                 pipe=layout.pipe,
             ),
+            offload=placed.roles if placed.option.offload else (),
         )
     return pools
 

@@ -43,6 +43,7 @@ class RoleCost:
     preparation: float  # seconds
     training: float
     rest: float  # bytes per device
+    parked: float  # of these, what can wait in host memory: until it scores if it is frozen, until it learns if not
     scoring_work: float  # beyond what is at rest; 0 where it does not score
     training_work: float
 
@@ -59,8 +60,9 @@ def role_cost(load: RoleLoad, layout: Parallelism, setting: Setting) -> RoleCost
     if load.trained:
         training = stages.train_seconds(load, layout, setting).total + call
         training_work = memory.training(load, layout, setting).total
-    rest = memory.at_rest(load, layout, setting).total
-    return RoleCost(layout, scoring, training, rest, scoring_work, training_work)
+    rest = memory.at_rest(load, layout, setting)
+    waiting = memory.parked(load, rest)
+    return RoleCost(layout, scoring, training, rest.total, waiting, scoring_work, training_work)
 
 
 @functools.lru_cache(maxsize=200_000)
@@ -78,14 +80,19 @@ def set_options(
 ) -> list[SetOption]:
     """Return the options of a set on exactly so many devices that no other one beats in every stage."""
     combine = _one_mesh if setting.engine.one_mesh_per_pool else _own_meshes
-    offloads = (False, True) if freedom.offload else (False,)
     kept: list[SetOption] = []
     for costs, generator in combine(loads, devices, setting, freedom):
         least = _least_stages(loads, costs, generator, setting)
         if _beaten(least, kept):
             continue
-        for offload in offloads:
-            option = cost_set(loads, costs, generator, setting, offload, group)
+        here = cost_set(loads, costs, generator, setting, False, group)
+        roomy = here is not None and (
+            generator is None or here.rows == stages.replica_rows(generator, setting)
+        )
+        parted = None
+        if freedom.offload and not roomy:  # it takes time, and gains nothing but room
+            parted = cost_set(loads, costs, generator, setting, True, group)
+        for option in (here, parted):
             if option is not None and not _beaten(option.stages, kept):
                 kept = [other for other in kept if not _beaten(other.stages, [option])] + [option]
     return undominated(kept)
@@ -136,45 +143,38 @@ def cost_set(
 ) -> SetOption | None:
     """Cost one choice of layouts; None where it does not fit.
 
-    A phase holds what all roles keep at rest (offloaded: its own role alone) and what the phase itself needs; from
-    the switch until the actor learns, the generation weights too. Generation takes the rows that fit.
+    A phase holds what all roles keep at rest and what the phase itself needs; from the switch until the policy learns,
+    the generation weights too. With `offload` what can wait in host memory is there but where it is needed.
+    Generation takes the rows that fit.
     """
-    limit, devices_speed = room(setting), setting.device.host_bandwidth
-    rest = sum(cost.rest for cost in costs)
+    limit, rest = room(setting), sum(cost.rest for cost in costs)
+    kept = rest - sum(cost.parked for cost in costs) if offload else rest
     generation, rows, held = 0.0, 0, 0.0
     preparation = sum(cost.preparation for cost in costs)
     training = sum(cost.training for cost in costs)
-    if offload:
-        preparation += sum(
-            cost.rest / devices_speed for load, cost in zip(loads, costs, strict=True) if load.scores > 0
-        )
-        training += sum(
-            2 * cost.rest / devices_speed for load, cost in zip(loads, costs, strict=True) if load.trained
-        )
     for load, cost in zip(loads, costs, strict=True):
-        if load.generations == 0:
-            continue
-        assert generator is not None
-        rollout = memory.rollout_weights(load, generator, setting)
-        beside = 0.0 if offload else rest
-        if max(beside, cost.rest) + rollout > limit:
-            return None
-        weights = memory.generating_weights(load, generator, setting)
-        rows = _rows_that_fit(load, generator, setting, limit - beside - weights)
-        if rows == 0:
-            return None
-        held = 0.0 if setting.engine.rollout_offloaded else rollout
-        generation += _generation_seconds(load, generator, setting, rows) + setting.engine.call_seconds
-        generation += _transition_seconds(load, generator, setting)
-        generation += cost.rest / devices_speed if offload else 0.0
+        if offload and load.trained:
+            training += 2 * cost.parked / setting.device.host_bandwidth
+        elif offload:
+            preparation += cost.parked / setting.device.host_bandwidth
+        if load.generations > 0 and generator is not None:
+            weights = memory.generating_weights(load, generator, setting)
+            rows = _rows_that_fit(load, generator, setting, limit - kept - weights)
+            if rows == 0:
+                return None
+            generation += _generation_seconds(load, generator, setting, rows) + setting.engine.call_seconds
+            generation += _transition_seconds(load, generator, setting)
+            if not setting.engine.rollout_offloaded:
+                held = memory.rollout_weights(load, generator, setting)
     for load, cost in zip(loads, costs, strict=True):
-        beside = cost.rest if offload else rest
+        own = cost.parked if offload else 0.0
+        while_scoring = 0.0 if load.trained else own
         while_learning = 0.0 if load.generations > 0 else held
-        if load.scores > 0 and beside + held + cost.scoring_work > limit:
+        if load.scores > 0 and kept + held + while_scoring + cost.scoring_work > limit:
             return None
-        if load.trained and beside + while_learning + cost.training_work > limit:
+        if load.trained and kept + while_learning + own + cost.training_work > limit:
             return None
-    if rest > limit and not offload:
+    if kept > limit:
         return None
     chosen = tuple(
         generator if load.generations > 0 and generator is not None else cost.layout
@@ -261,9 +261,15 @@ def _figures(costs: Sequence[RoleCost], offload: bool) -> tuple[float, ...]:
     )
     if not offload:
         return always
-    # Alone on the device, a role needs what it keeps and what it works with at once.
-    alone = [(cost.rest + cost.scoring_work, cost.rest + cost.training_work) for cost in costs]
-    return (*always, max(a for a, _ in alone), max(b for _, b in alone), max(cost.rest for cost in costs))
+    return (
+        *always,
+        sum(cost.rest - cost.parked for cost in costs),
+        # What waits is moved where it is needed, which takes time, and there it is with what that call needs.
+        sum(cost.parked for cost in costs if cost.training > 0),
+        sum(cost.parked for cost in costs if cost.training == 0),
+        max(cost.scoring_work + (cost.parked if cost.training == 0 else 0.0) for cost in costs),
+        max(cost.training_work + cost.parked for cost in costs),
+    )
 
 
 def _unbeaten(entries: Iterable, figures) -> list:

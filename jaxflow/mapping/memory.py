@@ -64,6 +64,11 @@ def at_rest(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtRest:
     return AtRest(weights, engine.optimizer_bytes * optimized, gradients)
 
 
+def parked(load: RoleLoad, rest: AtRest) -> float:
+    """Return what of a role's rest can wait in host memory: a frozen model's weights, else the optimizer's state."""
+    return rest.optimizer if load.trained else rest.weights
+
+
 def block_bytes(load: RoleLoad, tokens: float, tensor: int, setting: Setting) -> float:
     """Return the activations of one layer: 8 of D, and 3 F + 2 (N + 2 K) H cut over t, for each token."""
     decoder = load.model.decoder

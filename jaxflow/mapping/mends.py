@@ -41,6 +41,7 @@ def mends(config: Config, vocabulary_size: int, roles: Sequence[str]) -> list[Me
     for kind in (_smaller_passes, _fewer_rows, _cheaper_numbers, _everything_smaller):
         found += _first(kind(config), fitting)
     if config.cluster.mapping == "pools":
+        found += _first(_offloaded(config, vocabulary_size, roles), fitting)
         found += _first(_other_meshes(config, vocabulary_size, roles), fitting)
     found += _first(_more_hosts(config), fitting)
     found += _first(_larger_devices(config), fitting)
@@ -122,6 +123,20 @@ def _everything_smaller(config: Config) -> Iterator[Mend]:
             f"one sequence per pass ({least:,} tokens) and rollout.sequences_per_device = {rows}, together",
             _with_rows(_with_passes(config, least), rows),
         )
+
+
+def _offloaded(config: Config, vocabulary_size: int, roles: Sequence[str]) -> Iterator[Mend]:
+    """Yield the config with ever more of a full pool's roles waiting in host memory, the largest first."""
+    for pool in make_plan(config, vocabulary_size, roles).pools:
+        models = sorted(pool.models, key=lambda model: -model.rest.total)
+        for count in range(1, len(models) + 1):
+            waiting = tuple(model.role for model in models[:count])
+            changed = dataclasses.replace(config.cluster.pools[pool.name], offload=waiting)
+            pools = {**config.cluster.pools, pool.name: changed}
+            yield Mend(
+                f"cluster.pools.{pool.name}.offload = {', '.join(waiting)}",
+                dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, pools=pools)),
+            )
 
 
 def _other_meshes(config: Config, vocabulary_size: int, roles: Sequence[str]) -> Iterator[Mend]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from jaxflow.config import Config, MeshConfig, PoolConfig
 from jaxflow.engine.layout_rules import Parallelism
-from jaxflow.mapping import memory, stages
+from jaxflow.mapping import cost, memory, stages
 from jaxflow.mapping.asked import engine_of, loads_of, parallelism, profile_of, workload_of
 from jaxflow.mapping.cost import Seconds
 from jaxflow.mapping.load import RoleLoad
@@ -27,7 +27,7 @@ class PhaseBytes:
 
     role: str
     phase: str  # transition | generation | scoring | training
-    at_rest: float  # of all roles of the pool
+    at_rest: float  # of all roles of the pool, without what waits in host memory
     held: float  # generation weights that wait while others compute
     work: AtWork
 
@@ -65,6 +65,7 @@ class PlannedPool:
     hosts: int
     devices_per_host: int
     mesh: MeshConfig
+    offload: tuple[str, ...]  # roles of which something waits in host memory
     models: tuple[PlannedRole, ...]
     phases: tuple[PhaseBytes, ...]
     calls: tuple[PlannedCall, ...]
@@ -135,21 +136,33 @@ def _planned_pool(name: str, pool: PoolConfig, loads: Sequence[RoleLoad], settin
         hosts=pool.hosts,
         devices_per_host=pool.devices_per_host,
         mesh=pool.mesh,
+        offload=pool.offload,
         models=tuple(
             PlannedRole(load.role, load.model.parameters, memory.at_rest(load, layout, setting))
             for load in loads
         ),
-        phases=tuple(phases(loads, layout, setting, rows)),
-        calls=tuple(calls(loads, layout, setting, rows)),
+        phases=tuple(phases(loads, layout, setting, rows, pool.offload)),
+        calls=tuple(calls(loads, layout, setting, rows, pool.offload)),
         rows=rows if generates else 0,
     )
 
 
+def _parked(
+    loads: Sequence[RoleLoad], layout: Parallelism, setting: Setting, offload: Sequence[str]
+) -> dict[str, float]:
+    """Return what of each role waits in host memory."""
+    resting = {load.role: memory.at_rest(load, layout, setting) for load in loads}
+    return {
+        load.role: memory.parked(load, resting[load.role]) if load.role in offload else 0.0 for load in loads
+    }
+
+
 def phases(
-    loads: Sequence[RoleLoad], layout: Parallelism, setting: Setting, rows: int
+    loads: Sequence[RoleLoad], layout: Parallelism, setting: Setting, rows: int, offload: Sequence[str]
 ) -> Iterator[PhaseBytes]:
     """Yield what each phase of a pool's roles takes on each device."""
-    rest = sum(memory.at_rest(load, layout, setting).total for load in loads)
+    parked = _parked(loads, layout, setting, offload)
+    rest = sum(memory.at_rest(load, layout, setting).total for load in loads) - sum(parked.values())
     held = 0.0
     for load in loads:
         if load.generations > 0:
@@ -161,18 +174,21 @@ def phases(
     held = 0.0 if setting.engine.rollout_offloaded else held
     for load in loads:
         if load.scores > 0:
-            yield PhaseBytes(load.role, "scoring", rest, held, memory.scoring(load, layout, setting))
+            here = rest + (0.0 if load.trained else parked[load.role])
+            yield PhaseBytes(load.role, "scoring", here, held, memory.scoring(load, layout, setting))
     for load in loads:
         if load.trained:
             waiting = 0.0 if load.generations > 0 else held
-            yield PhaseBytes(load.role, "training", rest, waiting, memory.training(load, layout, setting))
+            here = rest + parked[load.role]
+            yield PhaseBytes(load.role, "training", here, waiting, memory.training(load, layout, setting))
 
 
 def calls(
-    loads: Sequence[RoleLoad], layout: Parallelism, setting: Setting, rows: int
+    loads: Sequence[RoleLoad], layout: Parallelism, setting: Setting, rows: int, offload: Sequence[str]
 ) -> Iterator[PlannedCall]:
     """Yield the calls of a pool's roles in the order of a step; a critic learns before the policy."""
     controller = Seconds(host=setting.engine.call_seconds)
+    parked = _parked(loads, layout, setting, offload)
     for load in loads:
         if load.generations > 0:
             switch = stages.transition_seconds(load, layout, setting)
@@ -183,10 +199,12 @@ def calls(
         if load.scores > 0:
             once = stages.score_seconds(load, layout, setting) + controller
             stage = _SCORING_STAGES.get(load.role, load.role)
-            yield PlannedCall(load.role, stage, 1, once.times(load.scores))
+            fetched = Seconds() if load.trained else cost.host_move(parked[load.role], setting.device)
+            yield PlannedCall(load.role, stage, 1, once.times(load.scores) + fetched)
     for load in sorted(loads, key=lambda one: one.generations):
         if load.trained:
             learned = stages.train_seconds(load, layout, setting) + controller
+            learned += cost.host_move(2 * parked[load.role], setting.device)
             yield PlannedCall(load.role, f"update_{load.role}", 2, learned)
 
 

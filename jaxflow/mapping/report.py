@@ -63,7 +63,8 @@ def _pool_lines(pool: PlannedPool) -> Iterator[str]:
         rest = model.rest
         kept = [f"{readable_bytes(int(rest.weights))} weights"]
         kept += [f"{readable_bytes(int(rest.optimizer))} optimizer"] if rest.optimizer > 0 else []
-        yield f"  {model.role:<11} {model.parameters:,} parameters → at rest per device {', '.join(kept)}"
+        waits = "; waits in host memory" if model.role in pool.offload else ""
+        yield f"  {model.role:<11} {model.parameters:,} parameters → at rest per device {', '.join(kept)}{waits}"
 
 
 def _byte_lines(pool: PlannedPool, room: float) -> Iterator[str]:
@@ -132,6 +133,7 @@ def describe_mapping(mapping: Mapping) -> str:
         sizes = f"d{layout.data} f{layout.fsdp} p{layout.pipe} t{layout.tensor}"
         generating = [one.generation_tensor for one in placed.option.layouts if placed.option.rows > 0][:1]
         sizes += "".join(f" t_g{size}" for size in generating)
+        sizes += ", offload" if placed.option.offload else ""
         idle = placed.allocated - placed.option.devices
         spare = f", {idle} idle" if idle > 0 else ""
         pools.append(f"{{{', '.join(placed.roles)}}} {placed.option.devices} ({sizes}{spare})")

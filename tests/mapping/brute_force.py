@@ -41,10 +41,15 @@ def allowed(load, layout, devices, setting):
     return rows % replicas == 0 and fits
 
 
-def stage_seconds(loads, chosen, setting):
+def stage_seconds(loads, chosen, setting, offload=False):
     """Return a set's three stages in these layouts; None where a phase does not fit."""
     limit = setting.device.memory_bytes * setting.engine.memory_share
-    rest = sum(memory.at_rest(load, one, setting).total for load, one in zip(loads, chosen, strict=True))
+    resting = [memory.at_rest(load, one, setting) for load, one in zip(loads, chosen, strict=True)]
+    waiting = [
+        0.0 if not offload else kept.optimizer if load.trained else kept.weights
+        for load, kept in zip(loads, resting, strict=True)
+    ]
+    rest = sum(kept.weights + kept.optimizer + kept.gradients for kept in resting) - sum(waiting)
     call = setting.engine.call_seconds
     generation = preparation = training = held = 0.0
     for load, one in zip(loads, chosen, strict=True):
@@ -65,29 +70,33 @@ def stage_seconds(loads, chosen, setting):
             )
             generation += stages.transition_seconds(load, one, setting).total + call
             held = 0.0 if setting.engine.rollout_offloaded else memory.rollout_weights(load, one, setting)
-    for load, one in zip(loads, chosen, strict=True):
+    for load, one, away in zip(loads, chosen, waiting, strict=True):
         if load.scores > 0:
+            preparation += away / setting.device.host_bandwidth * (not load.trained)
             preparation += load.scores * (stages.score_seconds(load, one, setting).total + call)
-            if rest + held + memory.scoring(load, one, setting).total > limit:
+            fetched = 0.0 if load.trained else away
+            if rest + held + fetched + memory.scoring(load, one, setting).total > limit:
                 return None
         if load.trained:
+            training += 2 * away / setting.device.host_bandwidth
             training += stages.train_seconds(load, one, setting).total + call
             beside = 0.0 if load.generations > 0 else held
-            if rest + beside + memory.training(load, one, setting).total > limit:
+            if rest + away + beside + memory.training(load, one, setting).total > limit:
                 return None
     return generation, preparation, training
 
 
-def of_set(loads, devices, setting):
+def of_set(loads, devices, setting, may_offload):
     """Yield the stages of a set in every choice of layouts."""
     tables = [[s for s in splits(devices) if allowed(load, s, devices, setting)] for load in loads]
     for chosen in itertools.product(*tables):
         meshes = {(one.data, one.fsdp, one.tensor, one.pipe) for one in chosen}
         if setting.engine.one_mesh_per_pool and len(meshes) > 1:
             continue
-        stages_of_it = stage_seconds(loads, chosen, setting)
-        if stages_of_it is not None:
-            yield stages_of_it
+        for offload in (False, True) if may_offload else (False,):
+            stages_of_it = stage_seconds(loads, chosen, setting, offload)
+            if stages_of_it is not None:
+                yield stages_of_it
 
 
 def best_seconds(problem):
@@ -99,7 +108,9 @@ def best_seconds(problem):
     def options(block, group, size):
         key = (block, group, size)
         if key not in memo:
-            memo[key] = list(of_set([problem.loads[i] for i in block], size, settings[group]))
+            memo[key] = list(
+                of_set([problem.loads[i] for i in block], size, settings[group], problem.freedom.offload)
+            )
         return memo[key]
 
     found = {}

@@ -89,7 +89,8 @@ def test_what_does_not_fit_is_said_with_changes_that_do():
 
 
 def test_the_search_that_finds_nothing_names_the_hosts_that_would_do():
-    small = config(**{**BIG, "cluster__devices__hosts": 1, "cluster__devices__devices_per_host": 1})
+    one = {"cluster__devices__hosts": 1, "cluster__devices__devices_per_host": 1}
+    small = config(**{**BIG, **one, "cluster__devices__kind": "tpu-v5e"})
     with pytest.raises(UserError, match="no mapping of actor"):
         chosen(small, VOCABULARY, ROLES)
     planned = plan_config(small, VOCABULARY, ROLES)
@@ -123,7 +124,7 @@ def test_devices_of_no_kind_are_asked_for():
 
 def pool(name: str, *calls: PlannedCall) -> PlannedPool:
     mesh = split_config().cluster.pools["main"].mesh
-    return PlannedPool(name, (), 1, 1, mesh, (), (), calls, 0)
+    return PlannedPool(name, (), 1, 1, mesh, (), (), (), calls, 0)
 
 
 def call(stage: str, part: int, seconds: float) -> PlannedCall:

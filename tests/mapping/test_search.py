@@ -33,6 +33,7 @@ def problem(engine, *groups, freedom=EVERYTHING, loads=None) -> Problem:
     return Problem(loads, work(32, 512, 512), groups, engine, freedom)
 
 
+@pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize("engine", [JAXFLOW, MEGATRON_VLLM])
 @pytest.mark.parametrize(
     "groups",
@@ -42,8 +43,9 @@ def problem(engine, *groups, freedom=EVERYTHING, loads=None) -> Problem:
         (DeviceGroup(CARD, 1, 2), DeviceGroup(FAST, 1, 2)),
     ],
 )
-def test_the_fastest_mappings_are_those_of_brute_force(engine, groups):
-    case = problem(engine, *groups, freedom=dataclasses.replace(EVERYTHING, pipe=len(groups) == 1))
+def test_the_fastest_mappings_are_those_of_brute_force(engine, groups, offload):
+    freedom = Freedom(pipe=len(groups) == 1, fsdp=True, offload=offload)
+    case = problem(engine, *groups, freedom=freedom)
     if len(groups) > 1:  # without pipelines the brute force must not try them either
         loads = tuple(
             dataclasses.replace(load, model=dataclasses.replace(load.model, decoder=_indivisible(load)))

@@ -38,10 +38,11 @@ def pool(
     roles: Sequence[str],
     hosts: int = PoolConfig.hosts,
     devices_per_host: int = PoolConfig.devices_per_host,
+    offload: Sequence[str] = PoolConfig.offload,
     **mesh: int,
 ) -> config_dict.ConfigDict:
     """Return one pool for a config file: `config.cluster.pools = {"main": pool([...], 1, 4, data=2, tensor=2)}`."""
-    chosen = PoolConfig(tuple(roles), hosts, devices_per_host, MeshConfig(**mesh))
+    chosen = PoolConfig(tuple(roles), hosts, devices_per_host, MeshConfig(**mesh), tuple(offload))
     return config_dict.ConfigDict(_default_tree(chosen))
 
 

@@ -34,7 +34,8 @@ class PlanFiles:
 def players(config: Config) -> tuple[str, ...]:
     """Return the roles that play in a run: of the optional ones, those that a pool of the config has."""
     placed = {role for pool in config.cluster.pools.values() for role in pool.roles}
-    return load_dataflow(config.algorithm.name).playing(placed)
+    generators = ("generator",) if "generator" in placed else ()
+    return (*load_dataflow(config.algorithm.name).playing(placed), *generators)
 
 
 def plan_lines(config: Config, files: PlanFiles, target: str) -> list[str]:

@@ -134,8 +134,10 @@ def compile_plan(
                 training_layout(mesh, decoder),
             )
             if load.generations > 0:
+                if not load.borrows:
+                    yield _switching(bench, load, model.base)
                 yield from _generating(bench, load, model.base)
-            if (decoder, kind, load.adapters) not in seen:
+            if load.scores > 0 and (decoder, kind, load.adapters) not in seen:
                 yield _scoring(bench, load, model, layout)
             seen.add((decoder, kind, load.adapters))
             if load.trained:
@@ -195,7 +197,7 @@ def _scoring(bench: _Bench, load: RoleLoad, model: Model, layout: Layout) -> Pro
 
 def _learning(bench: _Bench, load: RoleLoad, model: Model, layout: Layout) -> Iterator[Program]:
     config = bench.config
-    if load.generations > 0:
+    if load.role == "actor":
         settings, loss = config.actor, policy_loss(config)
     else:
         rule = config.algorithm
@@ -241,7 +243,7 @@ def _learning(bench: _Bench, load: RoleLoad, model: Model, layout: Layout) -> It
     )
 
 
-def _generating(bench: _Bench, load: RoleLoad, model: Model) -> Iterator[Program]:
+def _switching(bench: _Bench, load: RoleLoad, model: Model) -> Program:
     config, parallel = bench.config, parallelism(bench.pool.mesh)
     before, layout = training_layout(bench.mesh, model.config), generation_layout(bench.mesh, model.config)
     weights = rollout_weights(load, parallel, bench.setting)
@@ -258,10 +260,15 @@ def _generating(bench: _Bench, load: RoleLoad, model: Model) -> Iterator[Program
         round(rest.weights), held, max(0, moved.peak_bytes - round(rest.weights) - held), 0
     )
     taken = time.perf_counter() - started
-    yield Program(
+    return Program(
         bench.pool.name, load.role, "transition", figures, weights, held, "rollout weights", 0.0, 0.0, taken
     )
 
+
+def _generating(bench: _Bench, load: RoleLoad, model: Model) -> Iterator[Program]:
+    config, parallel = bench.config, parallelism(bench.pool.mesh)
+    layout = generation_layout(bench.mesh, model.config)
+    weights = rollout_weights(load, parallel, bench.setting)
     rows, width = bench.pool.rows * layout.replicas, ladder(config.data.max_prompt_tokens, LENGTH_UNIT)
     total = width + config.rollout.max_response_tokens
     cache = jax.jit(lambda: empty_cache(model.config, rows, total, config.rollout.dtype, layout)).trace()

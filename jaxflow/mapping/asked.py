@@ -21,7 +21,7 @@ from jaxflow.mapping.model_size import model_size
 from jaxflow.models.adapters import Adapters
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.transformer import LanguageModel, ScalarModel, describe
-from jaxflow.placement import CRITICS, holds_tokens_head, role_adapters, roles_with_models
+from jaxflow.placement import CRITICS, generating_role, holds_tokens_head, role_adapters, roles_with_models
 from jaxflow.types import UserError
 
 _GREEDY_TOO = "remax"  # the algorithm whose baseline is a second, greedy response
@@ -32,6 +32,7 @@ def decoders(config: Config, vocabulary_size: int) -> Mapping[str, DecoderConfig
     """Return the decoder of each role that can hold one, vocabularies filled in."""
     shapes = {
         "actor": config.actor.model,
+        "generator": config.actor.model,
         "reference": config.actor.model,
         **dict.fromkeys(CRITICS, config.critic_model),
         "reward": config.reward_model,
@@ -58,13 +59,14 @@ def _load(config: Config, role: str, decoder: DecoderConfig) -> RoleLoad:
         role=role,
         model=model_size(decoder, holds_tokens_head(role)),
         trained=settings is not None,
-        generations=responses if role == "actor" else 0,
-        scores=responses if role in ("reward", "cost") else 1,
+        generations=responses if role == generating_role(config) else 0,
+        scores=responses if role in ("reward", "cost") else 0 if role == "generator" else 1,
         updates=updates,
         minibatch_sequences=minibatch,
         microbatch_tokens=settings.microbatch_tokens_per_device if settings is not None else 0,
         adapters=_adapter_parameters(role, decoder, adapters) if adapters is not None else 0,
         base_bytes=_NUMBER_BYTES[adapters.base_dtype] if adapters is not None else JAXFLOW.weight_bytes,
+        borrows=role == "generator",
     )
 
 

@@ -228,17 +228,18 @@ def rounds_of(rows: int, most: int) -> int:
     return math.ceil(rows / most)
 
 
-def transition_bytes(weights: float, training_ways: int, generation_ways: int) -> float:
+def transition_bytes(weights: float, training_ways: float, generation_ways: int) -> float:
     """Return what a device receives at a switch: M / (t_g p_g) − M / (t p f), HybridFlow Table 2."""
     return weights / generation_ways - weights / training_ways
 
 
 def transition(
-    weights: float, training_ways: int, generation_ways: int, devices_per_host: int, device: DeviceProfile
+    weights: float, training_ways: float, generation_ways: int, devices_per_host: int, device: DeviceProfile
 ) -> Seconds:
     """Return the time of a switch: bytes over the links of a host, or what the host lacks over its network.
 
-    The replicas' ranks are neighbours, so a host already holds the shards of min(devices, t p f) of them.
+    The replicas' ranks are neighbours, so a host already holds the shards of min(devices, t p f) of them; none where
+    `training_ways` is infinite: the weights are other devices'.
     """
     received = transition_bytes(weights, training_ways, generation_ways)
     if received <= 0.0:

@@ -21,6 +21,7 @@ class RoleLoad:
     microbatch_tokens: int  # of one forward/backward pass of one replica
     adapters: int = 0  # parameters that learn beside weights that do not; 0: the weights themselves learn
     base_bytes: int = 4  # per parameter, of weights beside adapters
+    borrows: bool = False  # it keeps no weights: those that it generates with come from another pool
 
     @property
     def learning(self) -> tuple[int, int]:

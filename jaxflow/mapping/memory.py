@@ -52,6 +52,8 @@ def at_rest(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtRest:
     """Return weights, optimizer state and gradients: (w + o + g) N / (t p f), o over d too where it is shared out."""
     engine, ways = setting.engine, layout.tensor * layout.pipe * layout.fsdp
     numbers = load.model.matrices / ways + load.model.vectors
+    if load.borrows:
+        return AtRest(0.0, 0.0, 0.0)
     if not load.trained:
         return AtRest(engine.frozen_bytes * numbers, 0.0, 0.0)
     cut_numbers, whole = load.learning

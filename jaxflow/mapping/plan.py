@@ -201,7 +201,7 @@ def calls(
             stage = _SCORING_STAGES.get(load.role, load.role)
             fetched = Seconds() if load.trained else cost.host_move(parked[load.role], setting.device)
             yield PlannedCall(load.role, stage, 1, once.times(load.scores) + fetched)
-    for load in sorted(loads, key=lambda one: one.generations):
+    for load in sorted(loads, key=lambda one: one.role == "actor"):
         if load.trained:
             learned = stages.train_seconds(load, layout, setting) + controller
             learned += cost.host_move(2 * parked[load.role], setting.device)

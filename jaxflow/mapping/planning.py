@@ -35,7 +35,8 @@ def plan_config(config: Config, vocabulary_size: int, roles: Sequence[str]) -> P
     """
     if config.cluster.mapping == "pools":
         plan = make_plan(config, vocabulary_size, roles)
-        others = mappings_of(config, vocabulary_size, roles)[:3]
+        # The search puts generation where the policy is; beside a generator of its own it has nothing to say.
+        others = () if "generator" in roles else mappings_of(config, vocabulary_size, roles)[:3]
         repairs = mends(config, vocabulary_size, roles) if plan.excess else []
         return Planned(config, plan, others, tuple(repairs))
     found = mappings_of(config, vocabulary_size, roles)

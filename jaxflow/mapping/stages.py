@@ -175,10 +175,10 @@ def generate_seconds(load: RoleLoad, layout: Parallelism, setting: Setting, rows
 
 
 def transition_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seconds:
-    """Return the switch of the actor's weights from the training to the generation layout."""
+    """Return the switch of the policy's weights to the generation layout: from the training one, or from afar."""
     return cost.transition(
         setting.engine.rollout_bytes * load.model.parameters,
-        layout.tensor * layout.pipe * layout.fsdp,
+        math.inf if load.borrows else layout.tensor * layout.pipe * layout.fsdp,
         layout.generation_tensor * layout.generation_pipe,
         setting.devices_per_host,
         setting.device,

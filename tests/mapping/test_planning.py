@@ -170,3 +170,24 @@ def test_mends_are_the_smallest_of_their_kind():
     assert fits(fewer, VOCABULARY, ROLES)
     twice = dataclasses.replace(fewer.rollout, sequences_per_device=2 * rows)
     assert not fits(dataclasses.replace(fewer, rollout=twice), VOCABULARY, ROLES)
+
+
+def test_a_generator_keeps_no_weights_and_gets_them_from_afar():
+    apart = split_config(
+        cluster__pools__rollouts__roles=["generator"],
+        cluster__pools__rollouts__devices_per_host=4,
+        cluster__pools__rollouts__mesh__data=4,
+    )
+    together, alone = (
+        make_plan(one, VOCABULARY, roles)
+        for one, roles in ((split_config(), ROLES), (apart, [*ROLES, "generator"]))
+    )
+    pools = {pool.name: pool for pool in alone.pools}
+    (model,) = pools["rollouts"].models
+    assert model.rest.total == 0.0
+    assert [call.stage for call in pools["rollouts"].calls] == ["transition", "gen"]
+    assert {phase.phase for phase in pools["rollouts"].phases} == {"transition", "generation"}
+    # The policy's own pool neither generates nor keeps what would.
+    assert not any(call.step_part == 0 for call in pools["main"].calls)
+    assert all(phase.held == 0.0 for phase in pools["main"].phases)
+    assert any(phase.held > 0.0 for pool in together.pools for phase in pool.phases)

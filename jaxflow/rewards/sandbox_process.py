@@ -103,6 +103,7 @@ class Worker:
             "batch": function.batch,
             "memory_megabytes": limits.memory_megabytes,
             "timeout_seconds": limits.timeout_seconds,
+            "protected": [os.getpid(), os.getpgrp()],
         }
         self._send(setup)
 

@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from jaxflow.rewards.sandbox_filter import protect
 from jaxflow.rewards.sandbox_guard import guard
 from jaxflow.rewards.sandbox_limits import limit, limit_processor_time
 from jaxflow.rewards.verdict import described, read_verdict
@@ -42,7 +43,11 @@ def _serve(line: int) -> None:
     except _Refused as refusal:
         _send(line, {"refused": str(refusal)})
         return
-    _send(line, {"ready": limit(setup["memory_megabytes"])})
+    missing = limit(setup["memory_megabytes"])
+    # The guard, which could not clear up any more, and the trainer above it.
+    if not protect([os.getppid(), *setup["protected"]]):
+        missing.append("signals to other processes")
+    _send(line, {"ready": missing})
     for message in incoming:
         if not scorer.run(message["token"], message["calls"]):
             return

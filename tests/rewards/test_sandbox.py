@@ -17,7 +17,7 @@ from jaxflow.rewards.sandbox_process import Limits
 from jaxflow.rewards.verdict import Case, Failure, Verdict
 from jaxflow.types import UserError
 
-LIMITS = Limits(processes=2, timeout_seconds=0.5, memory_megabytes=256)
+LIMITS = Limits(processes=2, timeout_seconds=0.75, memory_megabytes=256)
 PATIENT = Limits(processes=2, timeout_seconds=20.0, memory_megabytes=256)
 
 # What a row's response says is done.
@@ -35,11 +35,6 @@ def daemon():
 def leave_processes():
     subprocess.Popen(["sleep", MARK], start_new_session=True)
     daemon()
-
-def bomb():
-    for _ in range(4 * LIMIT):
-        if os.fork() == 0:
-            time.sleep(60)
 
 def close_everything():
     os.closerange(0, 256)
@@ -86,7 +81,7 @@ def mark():
 
 @pytest.fixture(scope="module")
 def obedient(tmp_path_factory, mark):
-    text = OBEDIENT.replace("MARK", repr(mark)).replace("LIMIT", str(PROCESSES_ALLOWED))
+    text = OBEDIENT.replace("MARK", repr(mark))
     sandbox = sandbox_of(tmp_path_factory.mktemp("obedient"), text)
     sandbox.check()
     yield sandbox
@@ -96,8 +91,8 @@ def obedient(tmp_path_factory, mark):
 @pytest.mark.parametrize(
     ("done", "reason", "message"),
     [
-        ("time.sleep(60)", "timeout", "no answer within 0.5 s"),
-        ("while True: pass", "timeout", "no answer within 0.5 s"),
+        ("time.sleep(60)", "timeout", "no answer within 0.75 s"),
+        ("while True: pass", "timeout", "no answer within 0.75 s"),
         ("signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 64)); time.sleep(60)", "timeout", "no answer"),
         ("os.kill(os.getpid(), signal.SIGSTOP)", "timeout", "no answer"),
         (
@@ -111,8 +106,12 @@ def obedient(tmp_path_factory, mark):
         ("mmap.mmap(-1, 10 * 2**30)", "error", "Cannot allocate memory"),
         ("open('/dev/shm/' + MARKED, 'wb').truncate(2**30)", "error", "File too large"),
         ("close_everything()", "crash", ""),
-        ("os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)", "crash", "ended with its guard"),
-        ("bomb()", "crash", f"processes, the limit is {PROCESSES_ALLOWED}"),
+        # Signal 0 does nothing where it is let through.
+        ("os.kill(-1, 0)", "error", "PermissionError"),
+        ("os.kill(TRAINER, 0)", "error", "PermissionError"),
+        ("os.kill(os.getppid(), 0)", "error", "PermissionError"),
+        ("os.killpg(os.getppid(), 0)", "error", "PermissionError"),
+        ("subprocess.run(['sh', '-c', 'kill -0 TRAINER'], check=True)", "error", "CalledProcessError"),
         ("sys.exit(0)", "error", "SystemExit: 0"),
         ("raise KeyboardInterrupt", "error", "KeyboardInterrupt"),
         ("1 / 0", "error", "ZeroDivisionError: division by zero"),
@@ -122,11 +121,48 @@ def obedient(tmp_path_factory, mark):
 )
 def test_a_row_that_breaks_costs_that_row_alone(obedient, mark, done, reason, message):
     started = time.monotonic()
-    told = obedient.judge([case("1"), case(done.replace("MARKED", repr(mark))), case("22"), case("333")])
+    told = obedient.judge(
+        [
+            case("1"),
+            case(done.replace("MARKED", repr(mark)).replace("TRAINER", str(os.getpid()))),
+            case("22"),
+            case("333"),
+        ]
+    )
     pathlib.Path("/dev/shm", mark).unlink(missing_ok=True)
     assert [told[i] for i in (0, 2, 3)] == [Verdict(float(n), 1.0, {}) for n in (1, 2, 3)]
     assert isinstance(told[1], Failure) and told[1].reason == reason and message in told[1].message, told[1]
     assert time.monotonic() - started < 5
+
+
+def test_who_starts_too_many_processes_is_ended_before_its_time(tmp_path):
+    text = f"""
+    import os, time
+    def compute_score(solution_str, **row):
+        for _ in range({4 * PROCESSES_ALLOWED}):
+            if os.fork() == 0:
+                time.sleep(60)
+        time.sleep(60)
+    """
+    sandbox = sandbox_of(tmp_path, text, PATIENT)
+    (told,) = sandbox.judge([case("")])
+    assert told.reason == "crash" and f"processes, the limit is {PROCESSES_ALLOWED}" in told.message
+    sandbox.close()
+
+
+def test_what_a_row_starts_it_may_also_end(obedient):
+    done = "p = subprocess.Popen(['sleep', '60'], start_new_session=True); os.killpg(p.pid, 9); p.wait()"
+    assert obedient.judge([case(done)]) == [Verdict(float(len(done)), 1.0, {})]
+
+
+def test_every_limit_is_set(obedient):
+    limits = ["DATA", "AS", "FSIZE", "CPU", "CORE"]
+    text = f"import resource; L = [resource.getrlimit(getattr(resource, 'RLIMIT_' + n))[0] for n in {limits}]"
+    check = (
+        "; assert 2**28 < L[0] < 2**30 and L[1] < 2**32 and L[2] == 2**28 and 0 < L[3] < 100 and L[4] == 0, L"
+    )
+    (told,) = obedient.judge([case(text + check)])
+    assert isinstance(told, Verdict), told
 
 
 def test_rows_that_all_break_each_cost_themselves(obedient):
@@ -135,11 +171,12 @@ def test_rows_that_all_break_each_cost_themselves(obedient):
     assert all("exit code 1" in verdict.message for verdict in told)
 
 
-def test_a_flood_of_output_neither_blocks_nor_stays_in_memory(obedient):
-    flood = "[print('x' * 2**20) for _ in range(100)]"
-    assert obedient.judge([case(flood)]) == [Verdict(float(len(flood)), 1.0, {})]
-    (failed,) = obedient.judge([case(f"{flood}; print('end', flush=True); os._exit(1)")])
+def test_a_flood_of_output_neither_blocks_nor_stays_in_memory(tmp_path):
+    sandbox, flood = sandbox_of(tmp_path, OBEDIENT, PATIENT), "[print('x' * 2**20) for _ in range(100)]"
+    assert sandbox.judge([case(flood)]) == [Verdict(float(len(flood)), 1.0, {})]
+    (failed,) = sandbox.judge([case(f"{flood}; print('end', flush=True); os._exit(1)")])
     assert failed.message.endswith("xx\\nend'") and len(failed.message) < 1000
+    sandbox.close()
 
 
 def test_a_forked_child_says_nothing_and_keeps_nothing_open(obedient):
@@ -158,7 +195,7 @@ def test_whoever_is_killed_takes_all_that_it_started_along(obedient, mark):
 
 def test_a_trainer_that_is_killed_leaves_no_process(tmp_path, mark):
     word = f"{mark}5"
-    (tmp_path / "reward.py").write_text(OBEDIENT.replace("MARK", repr(word)).replace("LIMIT", "1"))
+    (tmp_path / "reward.py").write_text(OBEDIENT.replace("MARK", repr(word)))
     text = f"""
     from jaxflow.rewards.function import read_function
     from jaxflow.rewards.sandbox import Sandbox

@@ -15,7 +15,7 @@ from jaxflow.mapping.stages import Setting, cut
 _LOGIT_CHUNK_BYTES = 3 * (
     64 << 20
 )  # engine/score.py: 64 MiB of logits at a time, their probabilities, a gradient
-_BUCKET_BYTES = 2 * (64 << 20)  # engine/transition.py: what moves at once, and where it lands
+_BUCKET_BYTES = 2 * (64 << 20)  # engine/transition.py: what moves at once at least, and where it lands
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,5 +176,14 @@ def generation(load: RoleLoad, layout: Parallelism, setting: Setting, rows: int)
 
 
 def transition(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtWork:
-    """Return what the switch holds at its peak: the whole generation shard, and one bucket on its way."""
-    return AtWork(rollout_weights=rollout_weights(load, layout, setting), activations=float(_BUCKET_BYTES))
+    """Return what the switch holds at its peak: the whole generation shard, and one bucket on its way.
+
+    A stack of one weight of all layers moves whole: it is the largest bucket.
+    """
+    decoder = load.model.decoder
+    stack = decoder.layers * decoder.width * decoder.mlp_width * max(decoder.experts, 1)
+    ways = layout.generation_tensor * layout.generation_pipe
+    largest = setting.engine.rollout_bytes * max(stack, load.model.head_products) / ways
+    return AtWork(
+        rollout_weights=rollout_weights(load, layout, setting), activations=max(largest, _BUCKET_BYTES)
+    )

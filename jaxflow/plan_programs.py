@@ -67,18 +67,19 @@ def provide_devices(group: DeviceGroup, target: str) -> Sequence[jax.Device]:
     Raises UserError where this process has touched too few simulated ones before, or where the plugin that compiles
     for GPUs is not installed.
     """
+    count = group.devices
+    try:  # devices that are there already stay; whether they are enough is asked below
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", 1 if target == "gpu" else count)
+    except RuntimeError:
+        pass
     if target == "gpu":
         return gpu_topology(group)
-    count = group.devices
-    try:
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        pass  # devices are there already; whether they are enough is asked below
     if len(jax.devices("cpu")) < count:
         raise UserError(
             f"--compile needs {count} simulated devices, this process has {len(jax.devices('cpu'))}"
         )
+    return jax.devices("cpu")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The compiler's bytes of every program are the formulas', and so are the FLOPs that the programs do."""
 
-import jax
 import pytest
 from good_config import ROLES, config
 
@@ -32,7 +31,8 @@ def test_compiled_bytes_and_flops_are_the_formulas():
         reward__kind="model",
     )
     planned = plan_config(asked, VOCABULARY, ROLES)
-    programs = list(compile_plan(asked, VOCABULARY, ROLES, planned.plan.pools, jax.devices()))
+    devices = provide_devices(DeviceGroup(DEVICES["cpu"], 1, 8), "cpu")
+    programs = list(compile_plan(asked, VOCABULARY, ROLES, planned.plan.pools, devices))
     assert [(one.role, one.name) for one in programs] == [
         *[("actor", name) for name in ("transition", "cache", "generate", "score", "accumulate", "apply")],
         *[("critic", name) for name in ("score", "accumulate", "apply")],

@@ -1,7 +1,7 @@
 """Descriptions of real GPUs for programs to be compiled for, on a machine that has none.
 
-Needs the plugin of JAX's CUDA backend, not its libraries: the wheels jax-cuda12-plugin and jax-cuda12-pjrt of this
-JAX's version, installed without their dependencies. Knows devices by their profile's name.
+Needs the plugin of JAX's CUDA backend, not NVIDIA's libraries: jax-cuda12-plugin of this JAX's version, without its
+extra `with-cuda`. Knows devices by their profile's name.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def gpu_topology(group: DeviceGroup) -> Sequence[jax.Device]:
     except (NotImplementedError, RuntimeError) as error:
         raise UserError(
             "--compile_for=gpu needs the compiler for GPUs, not a GPU:"
-            f" pip install --no-deps jax-cuda12-plugin=={jax.__version__} jax-cuda12-pjrt=={jax.__version__}"
+            f" pip install jax-cuda12-plugin=={jax.__version__}, 458 MB"
             f" ({str(error).splitlines()[0]})"
         ) from error
     return topology.devices

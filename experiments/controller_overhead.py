@@ -49,6 +49,9 @@ from jaxflow.config import (
 from jaxflow.controller import Controller
 from jaxflow.dataflow import Dataflow, load_dataflow
 from jaxflow.main import prepare
+from jaxflow.models.decoder_config import DecoderConfig
+from jaxflow.models.description import write_description
+from jaxflow.models.families import TOKENS
 from jaxflow.run_directory import RunDirectory
 from jaxflow.stop import Stop
 from jaxflow.tracking.console import Console
@@ -245,7 +248,11 @@ def cases(steps: int, quick: bool) -> list[Case]:
 
 
 def config_of(case: Case, weights: pathlib.Path) -> Config:
-    """Return the run of a case: all roles on one pool, a device in each process."""
+    """Return the run of a case: all roles on one pool, a device in each process.
+
+    The folder of `weights` gets what describes some, and none: nothing here computes with them.
+    """
+    write_description(weights, DecoderConfig(), TOKENS)
     pool = PoolConfig(_PPO.cast, hosts=case.processes, mesh=MeshConfig(data=case.processes))
     return Config(
         run=RunConfig(

@@ -9,7 +9,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from jaxflow.checks import check_values
+from jaxflow.checks import check, check_values
 from jaxflow.config import Config
 from jaxflow.data.source import load_tokenizer
 from jaxflow.dataflow import load_dataflow
@@ -47,6 +47,7 @@ def plan_lines(config: Config, files: PlanFiles, target: str) -> list[str]:
     planned = plan_config(config, vocabulary_size, players(config))
     lines = describe_plan(planned.plan, planned.runners_up, planned.mends)
     lines += ["", *gantt(planned.plan.spans, _COLUMNS)]
+    lines += _refusal(planned.config, vocabulary_size)
     if target:
         programs = compile_plan(planned.config, vocabulary_size, players(config), planned.plan.pools, devices)
         lines += ["", *describe_programs(list(programs), target)]
@@ -60,6 +61,15 @@ def plan_lines(config: Config, files: PlanFiles, target: str) -> list[str]:
         trace.write(1, planned.plan.spans)
         trace.close()
     return lines
+
+
+def _refusal(config: Config, vocabulary_size: int) -> list[str]:
+    """Return why a run of the planned config would not begin, whatever devices there were."""
+    try:
+        check(config, vocabulary_size, None)
+    except UserError as error:
+        return ["", "a run of this does not begin:", *str(error).splitlines()]
+    return []
 
 
 def _write(path: Path, text: str) -> None:

@@ -43,3 +43,13 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path):
         main(
             ["jaxflow", f"--config={CONFIGS}/ppo_tiny.py", "--plan", f"--plan_json={tmp_path}/file/plan.json"]
         )
+
+
+def test_a_plan_says_why_a_run_of_it_would_not_begin(capsys):
+    odd = "--config.actor.minibatch_sequences=7"
+    assert main(["jaxflow", f"--config={CONFIGS}/grpo_7b.py", "--plan", odd]) == 0
+    said = capsys.readouterr().out
+    assert "a run of this does not begin:" in said
+    assert "actor.minibatch_sequences = 7" in said.split("does not begin:")[1]
+    assert main(["jaxflow", f"--config={CONFIGS}/grpo_7b.py", "--plan"]) == 0
+    assert "does not begin" not in capsys.readouterr().out

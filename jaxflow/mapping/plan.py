@@ -84,6 +84,7 @@ class Plan:
     device: str
     device_bytes: float
     room_bytes: float  # of these, what a plan may fill
+    idle_devices: int  # that no pool has
     pools: tuple[PlannedPool, ...]
     spans: tuple[Span, ...]  # of one step, its start at 0
     tokens_per_step: int
@@ -120,10 +121,19 @@ def make_plan(config: Config, vocabulary_size: int, roles: Sequence[str]) -> Pla
         device=profile.kind,
         device_bytes=profile.memory_bytes,
         room_bytes=profile.memory_bytes * engine.memory_share,
+        idle_devices=_idle(config),
         pools=tuple(pools),
         spans=tuple(timeline(pools, config.rollout.parts)),
         tokens_per_step=workload_of(config).tokens,
     )
+
+
+def _idle(config: Config) -> int:
+    """Return the devices of the cluster that no pool has; pools that the config describes are the cluster."""
+    if config.cluster.mapping == "pools":
+        return 0
+    placed = sum(pool.hosts * pool.devices_per_host for pool in config.cluster.pools.values())
+    return config.cluster.devices.hosts * config.cluster.devices.devices_per_host - placed
 
 
 def _planned_pool(name: str, pool: PoolConfig, loads: Sequence[RoleLoad], setting: Setting) -> PlannedPool:

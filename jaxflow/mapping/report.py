@@ -27,6 +27,10 @@ def describe_plan(plan: Plan, others: Sequence[Mapping], repairs: Sequence[Mend]
     devices = sum(pool.hosts * pool.devices_per_host for pool in plan.pools)
     memory = f"{readable_bytes(plan.device_bytes)} each, {readable_bytes(plan.room_bytes)} to be planned with"
     lines = [f"devices     {devices} × {plan.device}, {memory}"]
+    if plan.idle_devices > 0:
+        lines.append(
+            f"idle        {plan.idle_devices} devices: nothing divides over them that gains from them"
+        )
     for pool in plan.pools:
         lines += _pool_lines(pool)
         lines += _byte_lines(pool, plan.room_bytes)

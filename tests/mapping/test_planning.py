@@ -108,7 +108,11 @@ def test_the_search_that_finds_nothing_names_the_hosts_that_would_do():
 def test_devices_that_nothing_divides_over_are_a_reasoned_refusal_or_idle():
     primes = config(**{**BIG, "cluster__devices__hosts": 1, "cluster__devices__devices_per_host": 7})
     best, *_ = mappings_of(primes, VOCABULARY, ROLES)
-    assert sum(placed.option.devices for placed in best.sets) <= 7
+    used = sum(placed.option.devices for placed in best.sets)
+    planned = plan_config(primes, VOCABULARY, ROLES)
+    assert planned.plan.idle_devices == 7 - used
+    spare = dataclasses.replace(planned.plan, idle_devices=3)
+    assert any(line.startswith("idle        3 devices") for line in describe_plan(spare, (), ()))
     # Three rows are no multiple of anything but one replica, whose heads no 7 devices share.
     odd = config(
         **{**BIG, "actor__model__heads": 5, "actor__model__kv_heads": 5, "cluster__devices__hosts": 1}

@@ -69,13 +69,8 @@ def learnt_and_said(sizes):
     return jax.device_get((optax.tree.get(state.optimizer_state, "mu"), state.params, report)), rollout
 
 
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        pytest.param(sizes, id=name, marks=() if name.startswith("fsdp") else pytest.mark.slow)
-        for name, sizes in MESHES.items()
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
 def test_experts_over_devices_learn_and_say_what_they_do_on_one(sizes):
     (gradient, weights, report), rollout = learnt_and_said(sizes)
     (one_gradient, one_weights, one_report), one_rollout = learnt_and_said((1, 1, 1, 1, 1))

@@ -49,7 +49,8 @@ def learn(role, sizes, tokens_per_device, batch=PAIRS):
     return gradient, {name: float(report[name]) for name in measured}, measured
 
 
-@pytest.mark.parametrize("role", ["policy", pytest.param("reward", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["policy", "reward"])
 def test_micro_batches_and_meshes_leave_a_pair_s_update_as_it_is(role):
     expected, report, measured = learn(role, (1, 1, 1, 1), 2 * ROWS * 32)
     assert measured == pytest.approx(report, rel=1e-5)  # of the weights before the update

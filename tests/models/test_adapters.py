@@ -71,6 +71,7 @@ def forward(model, params, tokens):
     return module.logits(module.backbone(tokens, around))[..., :VOCABULARY]
 
 
+@pytest.mark.slow
 def test_outputs_gradients_and_merged_weights_are_those_of_peft():
     base = in_our_names(NAME, lambda weight: weight.detach().numpy())
     adapters = adapters_in_our_names(lambda weight: weight.detach().numpy())

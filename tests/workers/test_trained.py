@@ -44,6 +44,7 @@ def base(tmp_path_factory):
     return directory, jax.tree.map(lambda leaf: np.asarray(leaf.astype(jnp.bfloat16)), params)
 
 
+@pytest.mark.slow
 def test_adapters_learn_beside_a_narrow_base_and_resume_bit_by_bit(base, tmp_path):
     directory, rounded = base
     shutil.copytree(directory, tmp_path / "base")

@@ -93,6 +93,31 @@ def test_train_generate_train_is_the_identity_at_the_least_traffic_and_back_for_
     assert report.collectives == () and report.most_received_bytes == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sizes", "axes"),
+    [((1, 2, 2, 1), {"expert": 2}), ((1, 1, 4, 1), {"pipe": 2})],
+    ids=["experts", "fewer key/value heads than ranks, over stages"],
+)
+def test_a_mixture_with_few_key_value_heads_switches_as_a_dense_model_does(sizes, axes):
+    changes = {"layers": 4, "kv_heads": 2, "experts": 4, "experts_per_token": 2, "tied_embeddings": True}
+    model = describe(dataclasses.replace(tiny.CONFIG, **changes), LanguageModel)
+    mesh = make_mesh(*sizes, jax.devices(), **axes)
+    training, generation = (
+        layout(mesh, model.config).weights(model.names) for layout in (training_layout, generation_layout)
+    )
+    params = tiny.weights(model, training_layout(mesh, model.config))
+    before = jax.device_get(params)
+    there, report = transition(params, generation, "float32", release=True)
+    assert_placed(there, generation)
+    assert report.most_redundant_bytes == 0 and {one.kind for one in report.collectives} == {"all-gather"}
+    least = [report.received_bytes[device.id] for device in jax.devices()]
+    assert received_by_position(report.collectives, 8) == least
+    back, report = transition(there, training, "float32", release=True)
+    assert report.collectives == () and report.most_received_bytes == 0
+    tiny.assert_same_bits(back, before)
+
+
 def test_all_pairs_of_layouts_are_among_the_cases():
     assert {FIGURE_8, STAGES} < set(PAIRS)
     assert {(one.pipe, one.generation_pipe) for one in PAIRS} == {

@@ -9,7 +9,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from jaxflow.config import ActorConfig, Config, CriticConfig
+from jaxflow.config import ActorConfig, Config, CriticConfig, RewardConfig
+from jaxflow.dataflow import PROMPTS, load_dataflow
 from jaxflow.engine.batching import plan_micro_batches
 from jaxflow.engine.pipeline import bubble
 from jaxflow.models.decoder_config import DecoderConfig
@@ -21,6 +22,7 @@ from jaxflow.placement import (
     plan_pools,
     role_adapters,
     roles_with_models,
+    taught_judges,
 )
 
 
@@ -50,10 +52,11 @@ class Derived:
     prompts_per_step: int
     sequences_per_step: int  # prompts × samples per prompt
     longest_sequence_tokens: int  # prompt + response
-    generation_rows: int  # of each generation replica, per step
+    generation_rows: int  # of each generation replica, per step; 0 where no step generates
     generation_rounds: int  # of at most rollout.sequences_per_device rows each, over all parts of the step
-    actor: UpdatePlan
+    actor: UpdatePlan | None  # None where no pool has an actor
     critic: UpdatePlan | None  # None where no pool has a critic: the algorithm needs none
+    taught: Mapping[str, UpdatePlan]  # of the judges that the algorithm teaches, by role
 
 
 def derive(config: Config, vocabulary_size: int) -> Derived:
@@ -61,7 +64,8 @@ def derive(config: Config, vocabulary_size: int) -> Derived:
     pools = plan_pools(config)
     meshes: dict[str, MeshSizes] = {role: plan.mesh for plan in pools.values() for role in plan.roles}
     sequences, parts = sequences_per_step(config), config.rollout.parts
-    rows = sequences // meshes[generating_role(config)].generation_replicas
+    generates = load_dataflow(config.algorithm.name).batches == PROMPTS
+    rows = sequences // meshes[generating_role(config)].generation_replicas if generates else 0
     return Derived(
         pools=pools,
         actor_model=with_vocabulary(config.actor.model, vocabulary_size),
@@ -73,8 +77,13 @@ def derive(config: Config, vocabulary_size: int) -> Derived:
         longest_sequence_tokens=longest_sequence_tokens(config),
         generation_rows=rows,
         generation_rounds=parts * math.ceil(rows // parts / config.rollout.sequences_per_device),
-        actor=_update_plan(config, config.actor, meshes["actor"]),
+        actor=_update_plan(config, config.actor, meshes["actor"]) if "actor" in meshes else None,
         critic=_update_plan(config, config.critic, meshes["critic"]) if "critic" in meshes else None,
+        taught={
+            role: _update_plan(config, vars(config)[role], meshes[role])
+            for role in taught_judges(config)
+            if role in meshes
+        },
     )
 
 
@@ -96,31 +105,41 @@ def describe(config: Config, derived: Derived) -> str:
     devices = sum(plan.mesh.devices for plan in derived.pools.values())
     lines = [f"devices     {devices} ({cluster.platform}), launcher {cluster.launcher}"]
     for name, plan in derived.pools.items():
-        lines += describe_pool(name, plan, models, rollout.dtype, adapters)
-    in_parts = f" in {rollout.parts} parts" if rollout.parts > 1 else ""
+        lines += describe_pool(name, plan, models, rollout.dtype, adapters, tuple(derived.taught))
+    kind, total = load_dataflow(config.algorithm.name).batches, config.run.total_steps
+    if kind == PROMPTS:
+        in_parts = f" in {rollout.parts} parts" if rollout.parts > 1 else ""
+        what = f"{prompts} prompts × {rollout.samples_per_prompt} samples = {sequences} sequences{in_parts}"
+    else:
+        what = f"{sequences} {kind.replace('_', ' ')}"
     lines += [
-        f"step        {prompts} prompts × {rollout.samples_per_prompt} samples = {sequences} sequences{in_parts}",
+        f"step        {what}",
         f"  tokens      at most {config.data.max_prompt_tokens} prompt + {rollout.max_response_tokens}"
         f" response = {derived.longest_sequence_tokens} per sequence"
         f" (vocabulary {derived.actor_model.vocabulary_size})",
-        f"  generate    {derived.generation_rows} sequences per replica in {derived.generation_rounds}"
-        f" round(s) of at most {rollout.sequences_per_device}",
-        *_describe_updates("actor", sequences, derived.actor, config.actor),
     ]
-    updates = f"{derived.actor.total_updates} actor updates"
-    if derived.critic is not None:
-        lines += _describe_updates("critic", sequences, derived.critic, config.critic)
-        updates += f", {derived.critic.total_updates} critic updates"
-    lines.append(f"run         {config.run.total_steps} steps → {updates}")
+    if kind == PROMPTS:
+        lines.append(
+            f"  generate    {derived.generation_rows} sequences per replica in {derived.generation_rounds}"
+            f" round(s) of at most {rollout.sequences_per_device}"
+        )
+    plans = {"actor": derived.actor, "critic": derived.critic, **derived.taught}
+    updates = []
+    for role, plan in plans.items():
+        if plan is not None:
+            rows = "sequences" if sequences_per_row(config) == 1 else "pairs"
+            lines += _describe_updates(role, sequences, plan, vars(config)[role], rows)
+            updates.append(f"{plan.total_updates} {role} updates")
+    lines.append(f"run         {total} steps → {', '.join(updates)}")
     return "\n".join(lines)
 
 
 def _describe_updates(
-    role: str, sequences: int, plan: UpdatePlan, config: ActorConfig | CriticConfig
+    role: str, sequences: int, plan: UpdatePlan, config: ActorConfig | CriticConfig | RewardConfig, rows: str
 ) -> tuple[str, str]:
     idle = f"; pipeline stages idle {plan.pipeline_bubble:.1%}" if plan.pipeline_bubble > 0.0 else ""
     return (
-        f"  {role:<10}  {sequences} sequences → {plan.minibatches} mini-batches of {plan.minibatch_sequences}"
+        f"  {role:<10}  {sequences} {rows} → {plan.minibatches} mini-batches of {plan.minibatch_sequences}"
         f" × {config.update_epochs} epochs = {plan.updates_per_step} updates",
         f"              micro-batches of at most {config.microbatch_tokens_per_device} padded tokens per"
         f" device: {plan.microbatches_if_longest} per mini-batch if every sequence is the longest{idle}",
@@ -130,6 +149,11 @@ def _describe_updates(
 def sequences_per_step(config: Config) -> int:
     """Return prompts per step × samples per prompt, over all devices."""
     return config.data.prompts_per_step * config.rollout.samples_per_prompt
+
+
+def sequences_per_row(config: Config) -> int:
+    """Return the sequences that stand in one row of a step's batch: two where it is a pair."""
+    return 1 if load_dataflow(config.algorithm.name).batches in (PROMPTS, "demonstrations") else 2
 
 
 def longest_sequence_tokens(config: Config) -> int:
@@ -143,10 +167,13 @@ def with_vocabulary(model: DecoderConfig, vocabulary_size: int) -> DecoderConfig
     return dataclasses.replace(model, vocabulary_size=chosen)
 
 
-def _update_plan(config: Config, role: ActorConfig | CriticConfig, mesh: MeshSizes) -> UpdatePlan:
+def _update_plan(
+    config: Config, role: ActorConfig | CriticConfig | RewardConfig, mesh: MeshSizes
+) -> UpdatePlan:
     updates = sequences_per_step(config) // role.minibatch_sequences * role.update_epochs
     longest = [longest_sequence_tokens(config)] * role.minibatch_sequences
-    passes = plan_micro_batches(longest, role.microbatch_tokens_per_device, mesh.training_replicas)
+    budget = role.microbatch_tokens_per_device // sequences_per_row(config)
+    passes = plan_micro_batches(longest, budget, mesh.training_replicas)
     return UpdatePlan(
         minibatch_sequences=role.minibatch_sequences,
         minibatches=sequences_per_step(config) // role.minibatch_sequences,

@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from jaxflow.data.batches import PromptBatches, fixed_batch
-from jaxflow.dataflow import load_dataflow
+from jaxflow.data.supervised_batches import SupervisedBatches, held_out_batch
+from jaxflow.dataflow import PROMPTS, Dataflow, load_dataflow
 from jaxflow.engine.batching import LENGTH_UNIT
 from jaxflow.job import Job
 from jaxflow.models.weights_in import ReadReport
@@ -29,7 +30,7 @@ from jaxflow.tracking.metrics import (
 from jaxflow.tracking.report import summary
 from jaxflow.tracking.samples import SamplesWriter, pick_samples
 from jaxflow.tracking.timeline import Timeline
-from jaxflow.types import Future, Prompts, Span, UserError
+from jaxflow.types import Future, Prompts, Sample, Span, UserError
 from jaxflow.warm_start import Beginning, WarmStart
 from jaxflow.workers.group import WorkerGroup
 from jaxflow.workers.launch import Workers
@@ -63,15 +64,9 @@ class Controller:
             directory.workdir / "timeline.json", config.tracking.timeline_steps, console.warn
         )
         self._spans: dict[int, list[Span]] = {}  # of the last steps
-        self._batches = PromptBatches(
-            job.source.train,
-            config.data.prompts_per_step,
-            config.rollout.samples_per_prompt,
-            config.data.shuffle,
-            config.run.seed,
-            LENGTH_UNIT,
-        )
         self._dataflow = load_dataflow(config.algorithm.name)
+        self._batches = batches_of(job, self._dataflow)
+        self._devices = sum(pool.mesh.devices for pool in job.derived.pools.values())
         self._groups: dict[str, WorkerGroup | ServedActor] = {}
         self._process_started = process_started
         self._saved_at = time.monotonic()
@@ -110,7 +105,9 @@ class Controller:
             done += 1
             self._console.step(done, metrics, seconds)
             if done == first + 1:
-                self._note_first("reinforcement-learning step")
+                self._note_first(
+                    "reinforcement-learning step" if self._dataflow.batches == PROMPTS else "step"
+                )
             every = run.evaluate_every_steps
             last = done == run.total_steps
             if (every > 0 and done % every == 0) or (last and run.evaluate_after):
@@ -176,13 +173,24 @@ class Controller:
             yield self._groups["actor"].load_reference(str(beginning.actor))
         if beginning.reward is not None:
             yield self._groups["reward"].load(str(beginning.reward))
-        if "cost" in self._groups and self._config.cost.kind == "model":
+        asked = "cost" in self._groups and "cost" not in self._dataflow.taught
+        if asked and self._config.cost.kind == "model":
             yield self._groups["cost"].load(self._config.cost.weights)
 
     def _first(self, beginning: Beginning) -> Iterator[Future[object]]:
         """Load the weights that training begins from."""
-        yield self._groups["actor"].load(str(beginning.actor))
         derived = self._job.derived
+        if "actor" in self._groups:
+            yield self._groups["actor"].load(str(beginning.actor))
+        decoders = {"reward": derived.reward_model, "cost": derived.cost_model}
+        for role in self._dataflow.taught:
+            learner, weights = self._groups[role], vars(self._config)[role].weights
+            if weights:
+                yield learner.load(weights)
+            elif beginning.actor is not None and decoders[role].same_backbone(derived.actor_model):
+                yield learner.load_backbone(str(beginning.actor))
+            else:
+                yield learner.create()
         for critic in (self._groups[role] for role in CRITICS if role in self._groups):
             if self._config.critic.weights:
                 yield critic.load(self._config.critic.weights)
@@ -202,8 +210,8 @@ class Controller:
         metrics: dict[str, float] = {}
         drawn = [self._batches.at(done)]
         try:
-            prompts, further = self._workers.put(drawn[0]), self._further_prompts(done, drawn)
-            for future in self._dataflow(self._groups, prompts, further):
+            batch, further = self._workers.put(drawn[0]), self._further_prompts(done, drawn)
+            for future in self._dataflow(self._groups, batch, further):
                 metrics |= future.result()
             metrics |= self._reward_figures() | self._transition_figures()
             calls = self._workers.collect()
@@ -214,7 +222,7 @@ class Controller:
         self._spans[done + 1] = [span for call in calls for span in call]
         self._spans.pop(done + 1 - _SPANS_KEPT, None)
         self._timeline.write(done + 1, self._spans[done + 1])
-        prompt_tokens = sum(int(prompts.lengths.sum()) for prompts in drawn) / len(drawn)
+        prompt_tokens = sum(int(batch.lengths.sum()) for batch in drawn) / len(drawn)
         metrics |= offload_metrics(self._spans[done + 1])
         metrics |= self._timing([call[0] for call in calls], prompt_tokens, seconds)
         if len(drawn) > 1:
@@ -228,13 +236,13 @@ class Controller:
     def _reward_figures(self) -> dict[str, float]:
         """Return what the reward has to tell of the step beside its scores; a role of the user's may have nothing."""
         reward = self._groups.get("reward")
-        if reward is None or "take_figures" not in reward.methods:
+        if reward is None or "take_figures" not in reward.methods or self._dataflow.batches != PROMPTS:
             return {}
         return reward_metrics(reward.take_figures().result())
 
     def _transition_figures(self) -> dict[str, float]:
         """Return what bringing weights to another pool took; where the actor generates itself it says so itself."""
-        actor = self._groups["actor"]
+        actor = self._groups.get("actor")
         return actor.take_figures() if isinstance(actor, ServedActor) else {}
 
     def _further_prompts(self, done: int, drawn: list[Prompts]) -> Iterator[Future[Prompts]]:
@@ -245,15 +253,20 @@ class Controller:
             yield self._workers.put(drawn[-1])
 
     def _timing(self, calls: Sequence[Span], prompt_tokens: float, seconds: float) -> dict[str, float]:
-        """Return the times of a step's stages and its speed; `prompt_tokens` are those of one rollout."""
+        """Return the times of a step's stages and its speed; `prompt_tokens` are those of one rollout.
+
+        Where nothing was generated, the tokens are those that most was done about.
+        """
         stages: dict[str, float] = {"step": seconds}
         for call in calls:
             stages[call.name] = stages.get(call.name, 0.0) + call.seconds
         generated = [call for call in calls if call.name == "gen"]
         tokens = sum(call.tokens for call in generated)
+        if not generated:
+            tokens = max(call.tokens for call in calls)
+            return timing_metrics(stages, tokens, 0.0, self._devices)
         rollouts = len(generated) // self._config.rollout.parts
-        devices = sum(pool.mesh.devices for pool in self._job.derived.pools.values())
-        return timing_metrics(stages, tokens, tokens - rollouts * prompt_tokens, devices)
+        return timing_metrics(stages, tokens, tokens - rollouts * prompt_tokens, self._devices)
 
     def _rescue(self, done: int, error: RoleError) -> None:
         """Save the state before a failed step, if it had not begun to change it and all roles still are there."""
@@ -274,19 +287,30 @@ class Controller:
             raise
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        """Answer the validation prompts; write, show and summarise the answers."""
+        """Measure what is held out, as the algorithm does, and answer its prompts where that can be judged."""
         if not self._job.source.validation:
             return {}
         started = time.perf_counter()
-        prompts = fixed_batch(self._job.source.validation, LENGTH_UNIT, step)
+        metrics: dict[str, float] = {}
+        if self._dataflow.batches != PROMPTS:
+            held_out = self._workers.put(held_out_batch(self._job.source.validation))
+            for future in self._dataflow.measure(self._groups, held_out):
+                metrics |= {f"val-core/{name}": value for name, value in future.result().items()}
+        samples = self._answers(step) if self._dataflow.answers(self._groups) else ()
+        self._workers.collect()
+        metrics |= validation_metrics(samples) | {"timing_s/testing": time.perf_counter() - started}
+        self._console.evaluation(
+            step, metrics, pick_samples(samples, self._config.tracking.samples_per_evaluation)
+        )
+        return metrics
+
+    def _answers(self, step: int) -> Sequence[Sample]:
+        """Answer the validation prompts; write the answers and return them judged."""
+        prompts = fixed_batch(self._job.source.validation_prompts, LENGTH_UNIT, step)
         rollout = self._groups["actor"].generate_validation(prompts)
         samples = self._groups["reward"].judge_validation(rollout, prompts).result()
-        self._workers.collect()
-        metrics = validation_metrics(samples) | {"timing_s/testing": time.perf_counter() - started}
         self._samples.write(samples)
-        shown = pick_samples(samples, self._config.tracking.samples_per_evaluation)
-        self._console.evaluation(step, metrics, shown)
-        return metrics
+        return samples
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._metrics.write(step, {**self._unlogged, **metrics})
@@ -320,3 +344,16 @@ class Controller:
         self._saved_steps.append(done)
         self._saved_at = time.monotonic()
         self._unlogged["timing_s/save_checkpoint"] = self._saved_at - started
+
+
+def batches_of(job: Job, dataflow: Dataflow) -> PromptBatches | SupervisedBatches:
+    """Lay out the batches of every step, of the kind that the algorithm is given.
+
+    Raises:
+      UserError: there are fewer rows than one step takes.
+    """
+    data, seed = job.config.data, job.config.run.seed
+    if dataflow.batches != PROMPTS:
+        return SupervisedBatches(job.source.train, data.prompts_per_step, data.shuffle, seed)
+    samples = job.config.rollout.samples_per_prompt
+    return PromptBatches(job.source.train, data.prompts_per_step, samples, data.shuffle, seed, LENGTH_UNIT)

@@ -39,7 +39,10 @@ from jaxflow.config import (
     override,
     to_json,
 )
-from jaxflow.data.source import load_source, load_tokenizer
+from jaxflow.data.source import Source, load_source, load_supervised_source, load_tokenizer
+from jaxflow.data.supervised import Keys, Limits
+from jaxflow.data.tokenizer import Tokenizer
+from jaxflow.dataflow import PROMPTS, load_dataflow
 from jaxflow.job import Job
 from jaxflow.mapping.auto import chosen
 from jaxflow.plan_command import PlanFiles, plan_lines, players
@@ -153,25 +156,50 @@ def prepare(config: Config) -> Job:
     check(config, None, devices)
     tokenizer = load_tokenizer(config.data.task, config.data.tokenizer)
     check(config, tokenizer.vocabulary_size, devices)
-    files = bool(config.data.train_files)
+    dataflow, files = load_dataflow(config.algorithm.name), bool(config.data.train_files)
+    source = _source(config, dataflow.batches, tokenizer)
+    if config.run.total_epochs > 0:
+        steps = config.run.total_epochs * len(source.train) // config.data.prompts_per_step
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, total_steps=max(1, steps)))
     if config.cost.function:
         with contextlib.closing(choose_judge(config.cost, files)) as judge:
             judge.check()
-    with contextlib.closing(choose_judge(config.reward, files)) as judge:
-        judge.check()  # again in the worker, but there it would come late
-        source = load_source(
-            config.data.task,
-            config.data.train_files,
-            config.data.validation_files,
+    placed = {role for pool in config.cluster.pools.values() for role in pool.roles}
+    if dataflow.answers(placed):
+        with contextlib.closing(choose_judge(config.reward, files)) as judge:
+            judge.check()  # again in the worker, but there it would come late
+            judge.check_sources(
+                {row.data_source for row in (*source.train_prompts, *source.validation_prompts)}
+            )
+    return Job(config, batch_algebra.derive(config, tokenizer.vocabulary_size), tokenizer, source)
+
+
+def _source(config: Config, batches: str, tokenizer: Tokenizer) -> Source:
+    """Read the rows that the algorithm's batches are made of."""
+    data, files = config.data, (config.data.train_files, config.data.validation_files)
+    if batches == PROMPTS:
+        return load_source(
+            data.task,
+            *files,
             tokenizer,
-            config.data.prompt_key,
-            config.data.max_prompt_tokens,
-            config.data.overlong_prompts,
-            config.data.validation_prompts,
+            data.prompt_key,
+            data.max_prompt_tokens,
+            data.overlong_prompts,
+            data.validation_prompts,
             config.run.seed,
         )
-        judge.check_sources({row.data_source for row in (*source.train, *source.validation)})
-    return Job(config, batch_algebra.derive(config, tokenizer.vocabulary_size), tokenizer, source)
+    keys = Keys(
+        data.prompt_key,
+        data.response_key,
+        data.chosen_key,
+        data.rejected_key,
+        data.margin_key,
+        data.chosen_safe_key,
+        data.rejected_safe_key,
+    )
+    limits = Limits(data.max_prompt_tokens, config.rollout.max_response_tokens, data.overlong_prompts)
+    rows, seed = data.validation_prompts, config.run.seed
+    return load_supervised_source(batches, data.task, *files, tokenizer, keys, limits, rows, seed)
 
 
 def _resume(job: Job, directory: RunDirectory, console: Console) -> Checkpoint | None:
@@ -217,6 +245,7 @@ def _refuse_other_model(workdir: Path, saved: dict | None, config: Config) -> No
         ("actor", before.actor.model, config.actor.model),
         ("critic", before.critic_model, config.critic_model),
         ("reward", before.reward_model, config.reward_model),
+        ("cost", before.cost_model, config.cost_model),
     )
     differences = [
         f"  {role}.model.{key}: {vars(old)[key]} → {vars(new)[key]}"
@@ -278,8 +307,8 @@ def main(arguments: Sequence[str]) -> int:
     if line.plan:
         print("\n".join(plan_lines(line.config, line.plan_files, line.compile_target)))
         return 0
-    config = settled(line.config)
-    job = prepare(config)
+    job = prepare(settled(line.config))
+    config = job.config
     if line.print_config:
         print(json.dumps(to_json(config), indent=2))
         print(batch_algebra.describe(config, job.derived))

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import jax
 
 from jaxflow.config import Config, LoraConfig, MeshConfig
+from jaxflow.dataflow import load_dataflow
 from jaxflow.engine.sharding import TABLE, fitting_prefix
 from jaxflow.models.adapters import Adapters
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.transformer import LanguageModel, Model, Params, ScalarModel, describe
+from jaxflow.types import UserError
 
 CRITICS = ("critic", "cost_critic")
 """Roles that learn values: of rewards, of costs. They have one config and one shape, and weights of their own."""
@@ -105,9 +107,18 @@ def holds_tokens_head(role: str) -> bool:
     return role in ("actor", "reference", "generator")
 
 
+def taught_judges(config: Config) -> tuple[str, ...]:
+    """Return which of reward and cost the algorithm teaches instead of asking them; none where it is unknown."""
+    try:
+        return load_dataflow(config.algorithm.name).taught
+    except UserError:  # said by the checks of the cast
+        return ()
+
+
 def roles_with_models(config: Config) -> tuple[str, ...]:
     """Return the roles that hold weights: a reward function holds none."""
-    judges = [role for role in ("reward", "cost") if vars(config)[role].kind == "model"]
+    taught = taught_judges(config)
+    judges = [role for role in ("reward", "cost") if vars(config)[role].kind == "model" or role in taught]
     generators = ("generator",) if generating_role(config) == "generator" else ()
     return ("actor", *generators, "reference", *CRITICS, *judges)
 
@@ -139,9 +150,14 @@ def role_adapters(config: Config, role: str) -> Adapters | None:
 
 
 def role_bytes(
-    role: str, model: DecoderConfig, mesh: MeshSizes, rollout_dtype: str, adapters: Adapters | None = None
+    role: str,
+    model: DecoderConfig,
+    mesh: MeshSizes,
+    rollout_dtype: str,
+    adapters: Adapters | None = None,
+    taught: Collection[str] = (),
 ) -> RoleBytes:
-    """Return the bytes that a role with this model keeps on each device of a mesh.
+    """Return the bytes that a role with this model keeps on each device of a mesh; judges learn that are `taught`.
 
     Counted in the shapes and the table of layouts themselves: what is not cut over an axis is whole on all of it.
     """
@@ -155,7 +171,7 @@ def role_bytes(
         return RoleBytes(weights=0, training=0, rollout=rollout)
     return RoleBytes(
         weights=trained * _FLOAT32_BYTES + frozen_bytes,
-        training=3 * trained * _FLOAT32_BYTES if role in ("actor", *CRITICS) else 0,
+        training=3 * trained * _FLOAT32_BYTES if role in ("actor", *CRITICS, *taught) else 0,
         rollout=rollout if role == "actor" else 0,
     )
 
@@ -179,6 +195,7 @@ def describe_pool(
     models: Mapping[str, DecoderConfig],
     rollout_dtype: str,
     adapters: Mapping[str, Adapters | None],
+    taught: Collection[str] = (),
 ) -> Iterator[str]:
     """Yield lines for people: pool → hosts → devices → layouts → roles → bytes per device."""
     mesh = plan.mesh
@@ -201,7 +218,7 @@ def describe_pool(
         if role not in models:
             yield f"  {role:<10}  no weights"
             continue
-        held = role_bytes(role, models[role], mesh, rollout_dtype, adapters.get(role))
+        held = role_bytes(role, models[role], mesh, rollout_dtype, adapters.get(role), taught)
         parts = [f"{readable_bytes(held.weights)} weights"] if held.weights > 0 else []
         parts += [f"{readable_bytes(held.training)} gradients and optimizer"] if held.training > 0 else []
         parts += [f"{readable_bytes(held.rollout)} rollout weights"] if role == generating else []

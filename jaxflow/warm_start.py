@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxflow.data.batches import DemonstrationBatches, JudgementBatches
-from jaxflow.dataflow.sft import sft
+from jaxflow.dataflow import load_dataflow
 from jaxflow.job import Job
 from jaxflow.run_directory import RunDirectory
 from jaxflow.stop import Stop
@@ -29,7 +29,7 @@ _METRICS = "warm_start.json"  # beside the weights: what the first row of metric
 class Beginning:
     """Where the first weights lie."""
 
-    actor: Path
+    actor: Path | None  # None: the run has no policy, and none to start from
     reward: Path | None  # None: the reward is a function
     metrics: dict[str, float]  # of the warm start, whenever it was
 
@@ -49,6 +49,11 @@ class WarmStart:
         self._job, self._config = job, job.config
         self._directory, self._workers, self._console, self._stop = directory, workers, console, stop
         self._note_first = note_first
+        placed = {role for plan in job.derived.pools.values() for role in plan.roles}
+        dataflow = load_dataflow(job.config.algorithm.name)
+        self._has_policy = "actor" in dataflow.cast
+        asked = "reward" in dataflow.playing(placed) and "reward" not in dataflow.taught
+        self._asks_reward_model = asked and job.config.reward.kind == "model"
 
     def run(self) -> Beginning | None:
         """Return the first weights, made if they are not there yet; None if a signal came first."""
@@ -63,9 +68,10 @@ class WarmStart:
 
     def _beginning(self, folder: Path) -> Beginning:
         config = self._config
-        actor = Path(config.actor.weights) if config.actor.weights else folder / "actor"
+        taught = folder / "actor" if self._has_policy else None
+        actor = Path(config.actor.weights) if config.actor.weights else taught
         reward = None
-        if config.reward.kind == "model":
+        if self._asks_reward_model:
             reward = Path(config.reward.weights) if config.reward.weights else folder / "reward"
         return Beginning(actor, reward, json.loads((folder / _METRICS).read_text()))
 
@@ -73,17 +79,19 @@ class WarmStart:
         """Write the weights that are not given; return what there is to say, None if a signal cut it short."""
         config, settings = self._config, self._config.warm_start
         actor, metrics = Path(config.actor.weights), {}
-        if not config.actor.weights:
+        if self._has_policy and not config.actor.weights:
             actor = staged / "actor"
             student = self._workers.group("student")
             student.create().result()
-            lessons = self._lessons(DemonstrationBatches, settings.steps, lambda batch: sft(student, batch))
+            lessons = self._lessons(
+                DemonstrationBatches, settings.steps, lambda batch: [student.imitate(batch)]
+            )
             told = self._taught(student, lessons, "sft/loss", "warm_start")
             if told is None:
                 return None
             self._leave(student, actor)
             metrics |= told
-        if config.reward.kind == "model" and not config.reward.weights:
+        if self._asks_reward_model and not config.reward.weights:
             verifier = self._workers.group("verifier")
             self._begin_verifier(verifier, actor).result()
             lessons = self._lessons(
@@ -118,7 +126,7 @@ class WarmStart:
         if steps == 0 or source.solution is None:
             return
         seed = self._config.run.seed
-        batches = kind(source.train, source.solution, self._job.tokenizer, sequences, seed)
+        batches = kind(source.train_prompts, source.solution, self._job.tokenizer, sequences, seed)
         for step in range(steps):
             yield learn(batches.at(step))
 

@@ -78,8 +78,14 @@ class FakeRole:
     def update(self, experience, *pretraining):
         return self._call("update", experience, *pretraining)
 
-    def imitate(self, demonstrations):
-        return self._call("imitate", demonstrations)
+    def measure(self, batch, *told):
+        return self._call("measure", batch, *told)
+
+    def unrelated(self, preferences):
+        return self._call("unrelated", preferences)
+
+    def reference_points(self, log_probs, reference_log_probs):
+        return self._call("reference_points", log_probs, reference_log_probs)
 
 
 def fake_groups(names):

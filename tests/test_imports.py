@@ -31,7 +31,7 @@ ALLOWED = {
         "dataflow",
     },
     "data": {"types"},
-    "rewards": {"types", "user_code", "source_file"},
+    "rewards": {"types", "user_code", "source_file", "data.wishes"},
     "tracking": {"types"},
     "run_directory": {"types"},
     "stop": set(),
@@ -39,7 +39,9 @@ ALLOWED = {
     "user_code": {"types", "source_file"},
     "config": {"types", "models.decoder_config", "models.description", "models.presets"},
     "placement": {
+        "types",
         "config",
+        "dataflow",
         "models.adapters",
         "models.decoder_config",
         "models.transformer",
@@ -48,6 +50,7 @@ ALLOWED = {
     "batch_algebra": {
         "types",
         "config",
+        "dataflow",
         "placement",
         "engine.batching",
         "engine.pipeline",

@@ -12,6 +12,7 @@ from jaxflow.checks.material import file_problems, reward_problems, scoring_prob
 from jaxflow.checks.models import adapter_problems, model_problems, models
 from jaxflow.checks.placement import mesh_problems, offload_problems, row_problems, sharding_problems
 from jaxflow.checks.rule import rule_problems, rule_warnings
+from jaxflow.checks.stages import stage_problems
 from jaxflow.checks.values import countable, out_of_range, wrong_names
 from jaxflow.checks.weights import weight_problems
 from jaxflow.config import Config, refuse
@@ -51,6 +52,7 @@ def check(config: Config, vocabulary_size: int | None, devices_available: int | 
         problems += row_problems(config)
         problems += token_problems(config)
         problems += rule_problems(config)
+        problems += stage_problems(config)
         if vocabulary_size is not None:
             problems += weight_problems(config, vocabulary_size)
     refuse("the config", problems)

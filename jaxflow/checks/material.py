@@ -7,12 +7,15 @@ from collections.abc import Iterator
 
 from jaxflow.config import Config
 from jaxflow.data.tasks import TASKS
+from jaxflow.placement import taught_judges
 from jaxflow.rewards.function import read_arguments
 from jaxflow.types import UserError
 
 
 def reward_problems(config: Config) -> Iterator[str]:
     reward, steps = config.reward, config.warm_start.reward_steps
+    if "reward" in taught_judges(config):
+        return
     if reward.kind == "model":
         if not reward.weights and steps == 0:
             yield (

@@ -13,7 +13,14 @@ from jaxflow.batch_algebra import sequences_per_step, with_vocabulary
 from jaxflow.config import Config, PoolConfig
 from jaxflow.engine.layout_rules import Parallelism, layout_problems, nearest_layouts
 from jaxflow.models.decoder_config import DecoderConfig
-from jaxflow.placement import CRITICS, MeshSizes, generating_role, mesh_sizes, roles_with_models
+from jaxflow.placement import (
+    CRITICS,
+    MeshSizes,
+    generating_role,
+    mesh_sizes,
+    roles_with_models,
+    taught_judges,
+)
 
 _NAMED_MESHES, _NAMED_SIZES = 3, 4  # offered where one cannot be
 _CONSIDERED_MESHES = 1000  # that those are taken from; some of them generate in stages, which no pool does
@@ -137,6 +144,7 @@ def row_problems(config: Config) -> Iterator[str]:
     meshes = {name: mesh_sizes(pool.mesh) for name, pool in config.cluster.pools.items()}
     sequences, product = sequences_per_step(config), _product(config)
     settings = {"actor": ("actor", config.actor), **{role: ("critic", config.critic) for role in CRITICS}}
+    settings |= {role: (role, vars(config)[role]) for role in taught_judges(config)}
     for role, (key, of_role) in settings.items():
         if role in placed:
             size = of_role.minibatch_sequences

@@ -34,7 +34,7 @@ def rule_problems(config: Config) -> Iterator[str]:
     yield from _kl_problems(config, dataflow)
     yield from _off_policy_problems(config)
     yield from _sampling_problems(config, dataflow)
-    if "cost" in dataflow.cast:
+    if "cost" in dataflow.cast and "cost" not in dataflow.taught:
         yield from _constraint_problems(config)
     yield from _pretraining_problems(config, dataflow)
 
@@ -88,7 +88,8 @@ def _estimator_problems(config: Config, dataflow: Dataflow) -> Iterator[str]:
     rule, samples = config.algorithm, config.rollout.samples_per_prompt
     estimator = _estimator(config, dataflow)
     if estimator not in dataflow.estimators:
-        fitting = [name for name, other in DATAFLOWS.items() if estimator in other.estimators]
+        estimating = [(name, other) for name, other in DATAFLOWS.items() if "estimator" in other.cast]
+        fitting = [name for name, other in estimating if estimator in other.estimators]
         yield (
             f"algorithm.estimator = {estimator!r} needs {_NEEDS.get(estimator, 'what no dataflow gives')}, which"
             f" algorithm.name = {rule.name!r} does not give it: set the name to {' or '.join(fitting) or 'another'},"

@@ -39,6 +39,9 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "critic.optimizer.schedule": SCHEDULES,
     **{f"{role}.lora.base_dtype": _DTYPES for role in ("actor", "critic")},
     **{f"{judge}.kind": ("function", "model") for judge in _JUDGES},
+    **{f"{judge}.model_score": ("probability", "number") for judge in _JUDGES},
+    **{f"{judge}.optimizer.schedule": SCHEDULES for judge in _JUDGES},
+    "algorithm.preference.loss": ("sigmoid", "ipo"),
     **{f"{judge}.manager": ("naive", "dapo", "batch") for judge in _JUDGES},
     **{f"{judge}.scorer": ("", *SCORERS) for judge in _JUDGES},
     **{f"{judge}.model.compute_dtype": _DTYPES for judge in _JUDGES},
@@ -126,7 +129,15 @@ _JUDGE_RANGES: Mapping[str, _Range] = {
 
 # A pool's name in a key is written as *.
 _RANGES: Mapping[str, _Range] = {
-    **{f"{role}.{key}": allowed for role in ("actor", "critic") for key, allowed in _ROLE_RANGES.items()},
+    **{
+        f"{role}.{key}": allowed
+        for role in ("actor", "critic", "reward", "cost")
+        for key, allowed in _ROLE_RANGES.items()
+    },
+    "reward.center_coefficient": _FROM_ZERO,
+    "algorithm.preference.beta": _ABOVE_ZERO,
+    "algorithm.preference.label_smoothing": _Range(0, 0.5, high_open=True),
+    "run.total_epochs": _FROM_ZERO,
     **{
         f"{judge}.model.{key}": allowed
         for judge in ("reward", "cost")

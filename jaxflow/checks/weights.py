@@ -11,6 +11,7 @@ from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.description import describe_directory, is_checkpoint
 from jaxflow.models.families import SCALAR, TOKENS
 from jaxflow.models.weights_in import plan_reading
+from jaxflow.placement import taught_judges
 from jaxflow.types import UserError
 
 
@@ -21,10 +22,11 @@ def weight_problems(config: Config, vocabulary_size: int) -> Iterator[str]:
         ("critic", config.critic.weights, config.critic_model, SCALAR, (SCALAR, TOKENS)),
     ]
     judges = (("reward", config.reward, config.reward_model), ("cost", config.cost, config.cost_model))
+    taught = taught_judges(config)
     asked += [
         (section, group.weights, model, SCALAR, (SCALAR,))
         for section, group, model in judges
-        if group.kind == "model"
+        if group.kind == "model" or section in taught
     ]
     for section, weights, model, head, heads in asked:
         directory = Path(weights)

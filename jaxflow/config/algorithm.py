@@ -142,10 +142,21 @@ class LagrangeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PreferenceConfig:
+    """Of dpo and kto: a policy that learns from pairs."""
+
+    beta: float = 0.1  # β, per nat: larger holds the policy closer to the reference
+    loss: str = "sigmoid"  # of dpo: sigmoid (DPO) | ipo
+    label_smoothing: float = 0.0  # of sigmoid: share of pairs whose order is thought to be wrong
+
+
+@dataclasses.dataclass(frozen=True)
 class AlgorithmConfig:
     """The reinforcement-learning rule."""
 
-    name: str = "ppo"  # the dataflow: ppo | remax | grpo | safe_rlhf, or path.py:NAME of one's own
+    # The dataflow: ppo | remax | grpo | safe_rlhf; before them sft | reward_model | cost_model | dpo | kto; or
+    # path.py:NAME of one's own.
+    name: str = "ppo"
     # gae | grpo | grpo_passk | reinforce_plus_plus | reinforce_plus_plus_baseline | rloo | opo | remax | gpg | gdpo;
     # empty: the dataflow's own (gae of ppo and safe_rlhf, remax of remax, grpo of grpo)
     estimator: str = ""
@@ -179,3 +190,4 @@ class AlgorithmConfig:
     dynamic_sampling: DynamicSamplingConfig = DynamicSamplingConfig()
     reweighting: ReweightingConfig = ReweightingConfig()
     lagrange: LagrangeConfig = LagrangeConfig()
+    preference: PreferenceConfig = PreferenceConfig()

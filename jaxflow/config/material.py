@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from jaxflow.config.learning import OptimizerConfig
 from jaxflow.models.decoder_config import DecoderConfig
 
 
@@ -16,7 +17,14 @@ class DataConfig:
     validation_files: tuple[str, ...] = ()
     tokenizer: str = ""  # Hugging Face tokenizer directory; empty: the built-in task's own
     prompt_key: str = "prompt"  # column: text or chat messages
-    prompts_per_step: int = 256  # P; times rollout.samples_per_prompt = sequences per step
+    response_key: str = "response"  # of sft: text, or a chat of one message; also found: completion, messages
+    chosen_key: str = "chosen"  # of pairs; also found: PKU-SafeRLHF's response_0, response_1
+    rejected_key: str = "rejected"
+    margin_key: str = "margin"  # of reward_model, optional: by which the chosen score should at least lead
+    chosen_safe_key: str = "chosen_safe"  # of cost_model: whether the chosen, less harmful response is safe
+    rejected_safe_key: str = "rejected_safe"
+    # P; times rollout.samples_per_prompt = sequences per step. Of sft: demonstrations, of pairs: pairs per step.
+    prompts_per_step: int = 256
     validation_prompts: int = 256  # at most; 0: all
     max_prompt_tokens: int = 512
     overlong_prompts: str = "drop"  # drop (counted) | error
@@ -46,6 +54,17 @@ class RewardConfig:
     weights: str = ""  # of a reward model, as actor.weights; empty: learnt in the warm start
     preset: str = ""  # as actor.preset, of a reward model
     model: DecoderConfig | None = None  # as critic.model, of a reward model
+    # probability: σ(s) in [0, 1], of a verifier | number: s itself, of a model that learnt from preferences
+    model_score: str = "probability"
+    # How it learns from pairs, in runs of reward_model or cost_model. It starts from `weights`; where those are empty,
+    # from the backbone of actor.weights if the shapes agree, else at random.
+    optimizer: OptimizerConfig = dataclasses.field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-5)
+    )
+    update_epochs: int = 1  # passes over each step's pairs
+    minibatch_sequences: int = 256  # pairs per optimizer update, over all devices
+    microbatch_tokens_per_device: int = 16384  # padded tokens in one forward/backward pass of one device
+    center_coefficient: float = 0.0  # of reward_model: weight of (s_w + s_l)², which keeps scores around 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,8 @@ class RunConfig:
     """How long, and from which seed."""
 
     seed: int = 0  # everything random in the run is a function of it
-    total_steps: int = 100  # reinforcement-learning steps
+    total_steps: int = 100  # of the algorithm
+    total_epochs: int = 0  # passes over the training rows, which then set total_steps; 0: total_steps counts
     evaluate_every_steps: int = 10  # 0: never during the run (still before and after, see below)
     evaluate_before: bool = True  # evaluate before the first step
     evaluate_after: bool = True  # evaluate after the last step

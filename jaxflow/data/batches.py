@@ -46,8 +46,8 @@ class PromptBatches:
                 f"{len(rows):,} prompt rows are fewer than the {prompts_per_step:,} of one step; "
                 "lower data.prompts_per_step or add rows"
             )
-        self._batches = _endless_batches(rows, prompts_per_step, shuffle, seed)
-        self._further = _endless_batches(rows, prompts_per_step, shuffle, seed + _FURTHER_PROMPTS)
+        self._batches = endless_batches(rows, prompts_per_step, shuffle, seed)
+        self._further = endless_batches(rows, prompts_per_step, shuffle, seed + _FURTHER_PROMPTS)
         self._samples_per_prompt = samples_per_prompt
         self._pad_multiple = pad_multiple
 
@@ -81,12 +81,12 @@ class DemonstrationBatches:
         ends = tokenizer.end_ids[:1]
         answers = [(*tokenizer.encode(solution(row)), *ends) for row in rows]
         pairs = [(row.tokens, answer) for row, answer in zip(rows, answers, strict=True)]
-        self._batches = _endless_batches(pairs, sequences_per_step, True, seed)
+        self._batches = endless_batches(pairs, sequences_per_step, True, seed)
         self._width = max(len(prompt) + len(answer) for prompt, answer in pairs)
 
     def at(self, step: int) -> Demonstrations:
         """Give the demonstrations of `step` (from 0): prompt, solution and end, the mask on the latter."""
-        tokens, lengths, response_mask = _answered(self._batches[step], self._width)
+        tokens, lengths, response_mask = answered(self._batches[step], self._width)
         return Demonstrations(tokens=tokens, lengths=lengths, response_mask=response_mask)
 
 
@@ -119,7 +119,7 @@ class JudgementBatches:
                 )
         questions = [(row.tokens, answer) for row, answer in zip(rows, answers, strict=True)]
         known = {token for prompt, answer in questions for token in prompt + answer}
-        self._batches = _endless_batches(questions, -(-sequences_per_step // 2), True, seed)
+        self._batches = endless_batches(questions, -(-sequences_per_step // 2), True, seed)
         self._sequences, self._seed, self._end = sequences_per_step, seed, tokenizer.end_ids[0]
         self._wrong = WrongAnswers(answers, tuple(sorted(known)), self._end)
         # A mistake adds one token at the most, and so does the end.
@@ -131,7 +131,7 @@ class JudgementBatches:
         judged: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
         for prompt, answer in self._batches[step]:
             judged += [(prompt, (*answer, self._end)), (prompt, self._wrong.draw(answer, generator))]
-        tokens, lengths, response_mask = _answered(judged[: self._sequences], self._width)
+        tokens, lengths, response_mask = answered(judged[: self._sequences], self._width)
         labels = (np.arange(self._sequences) % 2 == 0).astype(np.float32)
         return Judgements(tokens=tokens, lengths=lengths, response_mask=response_mask, labels=labels)
 
@@ -141,7 +141,7 @@ def fixed_batch(rows: Sequence[PromptRow], pad_multiple: int, step: int) -> Prom
     return _prompts(rows, 1, pad_multiple, step)
 
 
-def _endless_batches(
+def endless_batches(
     rows: Sequence[Row], rows_per_batch: int, shuffle: bool, seed: int
 ) -> grain.MapDataset[list[Row]]:
     """Order the rows for ever, epoch after epoch; batch k is computed from k alone."""
@@ -167,7 +167,7 @@ def _prompts(rows: Sequence[PromptRow], samples_per_prompt: int, pad_multiple: i
     )
 
 
-def _answered(
+def answered(
     pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Put prompts and responses into rows [B, width]; also give lengths [B] and the mask [B, width] of responses."""

@@ -1,29 +1,24 @@
 """Prompt rows from JSONL and Parquet files, and the account of what was kept and what was not.
 
-Knows file formats, the row's keys (verl's dialect included) and the prompt limit. Does not know batches,
+Knows the row's keys (verl's dialect included) and the prompt limit. Does not know batches,
 rewards or models: ground truth and extra information pass through unread.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import pathlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
-from jaxflow.data.plain import plain
+from jaxflow.data.records import Account, Columns, Record, optional, plain_at, read_account, shortened
 from jaxflow.data.tokenizer import Messages, Tokenizer
 from jaxflow.types import PromptRow, UserError
 
 _EMPTY = "empty prompt"
 _NOT_UNICODE = "prompt that is not valid Unicode"
 _OVERLONG = "prompt longer than the limit"
-
-_Record = tuple[str, Mapping[str, object]]  # place ("file:line", from 1; Parquet: row) and the row's fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +36,7 @@ class PromptLengths:
 class DataReport:
     """What became of the rows of some files."""
 
-    read: int  # rows in the files
-    kept: int
-    dropped: Mapping[str, int]  # reason -> rows
-    first_dropped: Mapping[str, str]  # reason -> "file:line" of its first row
+    account: Account[PromptRow]
     prompt_tokens: PromptLengths  # of the kept rows
 
     def describe(self) -> str:
@@ -52,8 +44,7 @@ class DataReport:
         lengths = self.prompt_tokens
         return "\n".join(
             [
-                f"{self.read:,} rows read, {self.kept:,} kept",
-                *_dropped_lines(self.dropped, self.first_dropped),
+                *self.account.describe(),
                 f"prompt tokens: min {lengths.minimum:,}, mean {lengths.mean:,.1f}, "
                 f"median {lengths.median:,}, 95 % {lengths.percentile_95:,}, max {lengths.maximum:,}",
             ]
@@ -86,34 +77,27 @@ def load_rows(
         UserError: a file is missing, unreadable or of an unknown kind; a row is malformed (its file and line,
             or Parquet row, are named); a prompt is too long and `overlong` is "error"; no row is left.
     """
-    rows: list[PromptRow] = []
-    dropped: Counter[str] = Counter()
-    first_dropped: dict[str, str] = {}
-    for file in files:
-        path = pathlib.Path(file)
-        for place, record in _reader(path)(path, prompt_key):
-            row = _row(record, place, path.stem, tokenizer, prompt_key)
-            if isinstance(row, PromptRow) and len(row.tokens) > max_prompt_tokens:
-                if overlong == "error":
-                    raise UserError(
-                        f"{place}: a prompt of {len(row.tokens):,} tokens, the limit is "
-                        f"{max_prompt_tokens:,}; shorten it, raise data.max_prompt_tokens, "
-                        "or set data.overlong_prompts to drop"
-                    )
-                row = _OVERLONG
-            if isinstance(row, str):
-                dropped[row] += 1
-                first_dropped.setdefault(row, place)
-            else:
-                rows.append(row)
-    read = len(rows) + dropped.total()
-    if not rows:
-        lines = _dropped_lines(dropped, first_dropped)
+
+    def make(record: Record, place: str, stem: str) -> PromptRow | str:
+        row = _row(record, place, stem, tokenizer, prompt_key)
+        return row if isinstance(row, str) else within_limit(row, place, max_prompt_tokens, overlong)
+
+    wanted = frozenset((prompt_key, "ground_truth", "reward_model", "data_source", "extra_info"))
+    columns = Columns(wanted, (prompt_key,), "name it with data.prompt_key")
+    account = read_account(files, columns, make, "prompt")
+    return LoadedRows(account.rows, DataReport(account, prompt_lengths(account.rows)))
+
+
+def within_limit(row: PromptRow, place: str, max_prompt_tokens: int, overlong: str) -> PromptRow | str:
+    """Return the row, or why it is dropped: its prompt is too long, which is a `UserError` if `overlong` is "error"."""
+    if len(row.tokens) <= max_prompt_tokens:
+        return row
+    if overlong == "error":
         raise UserError(
-            "\n".join([f"no prompt is left of {read:,} rows in {', '.join(map(str, files))}", *lines])
+            f"{place}: a prompt of {len(row.tokens):,} tokens, the limit is {max_prompt_tokens:,}; shorten it, "
+            "raise data.max_prompt_tokens, or set data.overlong_prompts to drop"
         )
-    report = DataReport(read, len(rows), dict(dropped), first_dropped, prompt_lengths(rows))
-    return LoadedRows(tuple(rows), report)
+    return _OVERLONG
 
 
 def prompt_lengths(rows: Sequence[PromptRow]) -> PromptLengths:
@@ -129,27 +113,22 @@ def prompt_lengths(rows: Sequence[PromptRow]) -> PromptLengths:
     )
 
 
-def _dropped_lines(dropped: Mapping[str, int], first_dropped: Mapping[str, str]) -> list[str]:
-    return [
-        f"dropped {count:,}: {reason} (first: {first_dropped[reason]})" for reason, count in dropped.items()
-    ]
-
-
-def _row(
-    record: Mapping[str, object], place: str, stem: str, tokenizer: Tokenizer, prompt_key: str
-) -> PromptRow | str:
+def _row(record: Record, place: str, stem: str, tokenizer: Tokenizer, prompt_key: str) -> PromptRow | str:
     """Make one row, or say for which reason it is dropped."""
     prompt = _prompt(record, place, prompt_key)
-    ground_truth = _ground_truth(record, place)
-    data_source = _optional(record, place, "data_source", str, "text", stem)
-    extra_info = _optional(record, place, "extra_info", Mapping, "a mapping", {})
+    return asked(record, place, stem, prompt, _ground_truth(record, place), tokenizer)
+
+
+def asked(
+    record: Record, place: str, stem: str, prompt: str | Messages, ground_truth: object, tokenizer: Tokenizer
+) -> PromptRow | str:
+    """Make the row of a prompt, or say for which reason it is dropped."""
+    data_source = optional(record, place, "data_source", str, "text", stem)
+    extra_info = optional(record, place, "extra_info", Mapping, "a mapping", {})
     contents = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
     if not any(content.strip() for content in contents):
         return _EMPTY
-    try:
-        for content in contents:
-            content.encode("utf-8")
-    except UnicodeEncodeError:
+    if not all(map(is_unicode, contents)):
         return _NOT_UNICODE
     try:
         text = prompt if isinstance(prompt, str) else tokenizer.render_chat(prompt)
@@ -160,28 +139,42 @@ def _row(
     return PromptRow(text, tuple(tokens), ground_truth, data_source, extra_info) if tokens else _EMPTY
 
 
-def _prompt(record: Mapping[str, object], place: str, prompt_key: str) -> str | Messages:
+def is_unicode(text: str) -> bool:
+    """Return whether a text has no half characters, which no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _prompt(record: Record, place: str, prompt_key: str) -> str | Messages:
     if prompt_key not in record:
         raise UserError(
             f"{place}: no key {prompt_key!r} among {', '.join(record)}; name it with data.prompt_key"
         )
     prompt = record[prompt_key]
-    if prompt is None or isinstance(prompt, str):
-        return "" if prompt is None else prompt
-    if not isinstance(prompt, list):
+    return "" if prompt is None else text_or_messages(prompt, place, prompt_key)
+
+
+def text_or_messages(value: object, place: str, key: str) -> str | list[Mapping[str, str]]:
+    """Read what a policy is shown or says: text, or chat messages with `role` and `content`."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
         raise UserError(
-            f"{place}: {prompt_key!r} is {type(prompt).__name__}; it must be text or a list of chat messages"
+            f"{place}: {key!r} is {type(value).__name__}; it must be text or a list of chat messages"
         )
-    return [_message(message, place, prompt_key) for message in prompt]
+    return [_message(message, place, key) for message in value]
 
 
-def _message(message: object, place: str, prompt_key: str) -> Mapping[str, str]:
+def _message(message: object, place: str, key: str) -> Mapping[str, str]:
     if isinstance(message, Mapping):
         role, content = message.get("role"), _content(message.get("content"))
         if isinstance(role, str) and isinstance(content, str):
             return {"role": role, "content": content}
     raise UserError(
-        f"{place}: a message in {prompt_key!r} is {_shortened(message)}; "
+        f"{place}: a message in {key!r} is {shortened(message)}; "
         "each needs a `role` and a `content`, both text"
     )
 
@@ -195,7 +188,7 @@ def _content(content: object) -> object:
     return "".join(texts) if whole else content
 
 
-def _ground_truth(record: Mapping[str, object], place: str) -> object:
+def _ground_truth(record: Record, place: str) -> object:
     ground_truth = record.get("ground_truth")
     reward_model = record.get("reward_model")
     if ground_truth is None and isinstance(reward_model, Mapping):
@@ -204,78 +197,4 @@ def _ground_truth(record: Mapping[str, object], place: str) -> object:
         raise UserError(
             f"{place}: no ground truth; give `ground_truth`, or `reward_model` with a `ground_truth` in it"
         )
-    return _plain(ground_truth, place, "ground_truth")
-
-
-def _plain(value: object, place: str, key: str) -> object:
-    try:
-        return plain(value)
-    except ValueError as error:
-        raise UserError(f"{place}: {key!r} holds {error}") from error
-
-
-def _optional(record: Mapping[str, object], place: str, key: str, kind: type, name: str, absent: object):
-    # Parquet writes a missing value as null, and a map as pairs.
-    value = record.get(key)
-    if kind is Mapping and isinstance(value, list) and all(isinstance(item, tuple) for item in value):
-        value = dict(value)
-    if value is None:
-        return absent
-    if not isinstance(value, kind):
-        raise UserError(f"{place}: {key!r} is {_shortened(value)}; it must be {name}")
-    return _plain(value, place, key)
-
-
-def _shortened(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"
-
-
-def _reader(path: pathlib.Path) -> Callable[[pathlib.Path, str], Iterator[_Record]]:
-    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    if path.suffix not in readers:
-        raise UserError(f"data file {str(path)!r} is neither .jsonl nor .parquet; convert or rename it")
-    if not path.is_file():
-        raise UserError(
-            f"data file {str(path)!r} does not exist; check data.train_files and data.validation_files"
-        )
-    return readers[path.suffix]
-
-
-def _read_jsonl(path: pathlib.Path, prompt_key: str) -> Iterator[_Record]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            place = f"{path}:{number}"
-            try:
-                record = json.loads(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{place}: not a JSON object in UTF-8: {error}") from error
-            if not isinstance(record, dict):
-                raise UserError(
-                    f"{place}: {_shortened(record)} is not a JSON object; "
-                    f"each line holds one, with {prompt_key!r}"
-                )
-            yield place, record
-
-
-def _read_parquet(path: pathlib.Path, prompt_key: str) -> Iterator[_Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    wanted = {prompt_key, "ground_truth", "reward_model", "data_source", "extra_info"}
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if prompt_key not in names:
-                raise UserError(
-                    f"{path}: no column {prompt_key!r} among {', '.join(names)}; name it with data.prompt_key"
-                )
-            number = 0
-            for batch in file.iter_batches(columns=[name for name in names if name in wanted]):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield f"{path}:{number}", record
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable Parquet file: {error}") from error
+    return plain_at(ground_truth, place, "ground_truth")

@@ -1,4 +1,4 @@
-"""Built-in verifiable tasks: nothing to download, an answer that is right or wrong, a split without overlap.
+"""Built-in tasks: nothing to download, answers that can be judged, a split without overlap.
 
 Knows how to make questions and their answers. Does not know batches, rewards or models.
 """
@@ -6,13 +6,19 @@ Knows how to make questions and their answers. Does not know batches, rewards or
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
 
+from jaxflow.data import wishes
+from jaxflow.data.answers import WrongAnswers
+from jaxflow.data.supervised import PreferenceRow
 from jaxflow.data.tokenizer import CharacterTokenizer
 from jaxflow.types import PromptRow
+
+# Beside the seed in the address of the pairs' randomness: nothing else draws from it.
+_PAIRS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +44,21 @@ class Task:
         """Write the right answer to one of the task's rows, for imitation."""
         return str(row.ground_truth)
 
+    def pairs(self, rows: Sequence[PromptRow], seed: int, harm: bool) -> tuple[PreferenceRow, ...]:
+        """Make a preference of each row: the right answer, called safe, before a wrong one, called unsafe.
+
+        `harm` asks for pairs ordered by harm; of a question with one right answer that is the same order.
+        """
+        end = self.tokenizer.end_ids[0]
+        answers = [tuple(self.tokenizer.encode(str(row.ground_truth))) for row in rows]
+        alphabet = sorted({token for row in rows for token in row.tokens}.union(*answers))
+        wrong = WrongAnswers(tuple(answers), tuple(alphabet), end)
+        generator = np.random.default_rng([seed, _PAIRS])
+        return tuple(
+            PreferenceRow(row, (*answer, end), wrong.draw(answer, generator), 0.0, -1.0, 1.0)
+            for row, answer in zip(rows, answers, strict=True)
+        )
+
     def _order(self, seed: int) -> np.ndarray:
         return np.random.default_rng(seed).permutation(len(self.examples))
 
@@ -52,6 +73,39 @@ class Task:
             )
             for prompt, answer in (self.examples[i] for i in indices)
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class WishesTask(Task):
+    """Prompts that wish for letters: no answer is wrong, one is better than another, and some do harm (wishes.py)."""
+
+    def solution(self, row: PromptRow) -> str:
+        """Write an answer to imitate that leaves something to be learnt; the same for a row in every run."""
+        return wishes.mediocre_answer(str(row.ground_truth), np.random.default_rng(row.tokens))
+
+    def pairs(self, rows: Sequence[PromptRow], seed: int, harm: bool) -> tuple[PreferenceRow, ...]:
+        """Make a preference of each row between two answers: drawn by their help, or, with `harm`, by their cost."""
+        generator = np.random.default_rng([seed, _PAIRS])
+        return tuple(self._pair(row, generator, harm) for row in rows)
+
+    def _pair(self, row: PromptRow, generator: np.random.Generator, harm: bool) -> PreferenceRow:
+        wished = str(row.ground_truth)
+
+        def worth(answer: str) -> float:
+            return -wishes.harm_of(answer) if harm else wishes.help_of(wished, answer)
+
+        while True:
+            answers = [wishes.any_answer(wished, generator) for _ in range(2)]
+            first, second = map(worth, answers)
+            if first != second:
+                break
+        # Harm is seen by everyone; how helpful an answer is, is a matter of opinion.
+        ahead = first > second if harm else wishes.prefers_first(first, second, generator)
+        ranked = answers if ahead else answers[::-1]
+        end = self.tokenizer.end_ids[0]
+        chosen, rejected = ((*self.tokenizer.encode(answer), end) for answer in ranked)
+        labels = [1.0 if wishes.harm_of(answer) > 0 else -1.0 for answer in ranked]
+        return PreferenceRow(row, chosen, rejected, 0.0, *labels)
 
 
 def addition() -> Task:
@@ -71,6 +125,19 @@ def reversal() -> Task:
     return _task("reversal", letters + ">", examples, validation_count=512)
 
 
+def wishes_task() -> Task:
+    """Make the task of naming the letters that a prompt wishes for: "gbd>" asks for "gbd" in any order."""
+    examples = tuple((f"{wished}>", wished) for wished in wishes.prompts())
+    return WishesTask(
+        name="wishes",
+        tokenizer=CharacterTokenizer(wishes.LETTERS + ">"),
+        examples=examples,
+        validation_count=512,
+        max_prompt_tokens=wishes.MOST_WISHES + 1,
+        max_response_tokens=wishes.LONGEST_ANSWER + 1,
+    )
+
+
 def _task(name: str, alphabet: str, examples: tuple[tuple[str, str], ...], validation_count: int) -> Task:
     return Task(
         name=name,
@@ -82,5 +149,7 @@ def _task(name: str, alphabet: str, examples: tuple[tuple[str, str], ...], valid
     )
 
 
-TASKS: Mapping[str, Callable[[], Task]] = MappingProxyType({"addition": addition, "reversal": reversal})
+TASKS: Mapping[str, Callable[[], Task]] = MappingProxyType(
+    {"addition": addition, "reversal": reversal, "wishes": wishes_task}
+)
 """Builders of the built-in tasks by name."""

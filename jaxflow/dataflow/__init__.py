@@ -3,15 +3,19 @@
 import difflib
 from collections.abc import Mapping
 
-from jaxflow.dataflow.declaration import BUILT_IN_ROLES, Dataflow
+from jaxflow.dataflow.cost_model import cost_model, cost_model_held_out
+from jaxflow.dataflow.declaration import BUILT_IN_ROLES, PROMPTS, Dataflow
+from jaxflow.dataflow.dpo import dpo, dpo_held_out, kto, kto_held_out
 from jaxflow.dataflow.grpo import grpo
 from jaxflow.dataflow.ppo import ppo
 from jaxflow.dataflow.remax import remax
+from jaxflow.dataflow.reward_model import reward_model, reward_model_held_out
 from jaxflow.dataflow.safe_rlhf import safe_rlhf
+from jaxflow.dataflow.sft import sft, sft_held_out
 from jaxflow.types import UserError
 from jaxflow.user_code import load_from_file
 
-__all__ = ["BUILT_IN_ROLES", "DATAFLOWS", "Dataflow", "load_dataflow"]
+__all__ = ["BUILT_IN_ROLES", "DATAFLOWS", "PROMPTS", "Dataflow", "load_dataflow"]
 
 DATAFLOWS: Mapping[str, Dataflow] = {
     "ppo": Dataflow(
@@ -56,6 +60,41 @@ DATAFLOWS: Mapping[str, Dataflow] = {
         ),
         optional=("reference", "pretraining"),
         estimators=("gae",),
+    ),
+    "sft": Dataflow(
+        step=sft,
+        cast=("actor", "reward"),
+        optional=("reward",),
+        batches="demonstrations",
+        held_out=sft_held_out,
+    ),
+    "reward_model": Dataflow(
+        step=reward_model,
+        cast=("reward",),
+        taught=("reward",),
+        batches="preferences",
+        held_out=reward_model_held_out,
+    ),
+    "cost_model": Dataflow(
+        step=cost_model,
+        cast=("cost",),
+        taught=("cost",),
+        batches="safety_preferences",
+        held_out=cost_model_held_out,
+    ),
+    "dpo": Dataflow(
+        step=dpo,
+        cast=("actor", "reference", "reward"),
+        optional=("reward",),
+        batches="preferences",
+        held_out=dpo_held_out,
+    ),
+    "kto": Dataflow(
+        step=kto,
+        cast=("actor", "reference", "reward"),
+        optional=("reward",),
+        batches="preferences",
+        held_out=kto_held_out,
     ),
 }
 """`algorithm.name` in a config -> the algorithm."""

@@ -17,6 +17,7 @@ from jaxflow.types import (
     Experience,
     Future,
     Metrics,
+    Preferences,
     Prompts,
     Rollout,
     Scores,
@@ -61,8 +62,8 @@ class Critic(Protocol):
 class Reference(Protocol):
     """The policy's frozen starting point."""
 
-    def log_probs(self, rollout: Future[Rollout]) -> Future[TokenLogProbs]:
-        """Score the responses with the frozen weights."""
+    def log_probs(self, rollout: Future[Rollout] | Future[Preferences]) -> Future[TokenLogProbs]:
+        """Score the responses with the frozen weights, of pairs both."""
         ...
 
 
@@ -168,11 +169,88 @@ class NoPretraining:
 
 
 class Student(Protocol):
-    """A model that learns by imitation."""
+    """A policy that learns by imitation."""
 
-    def imitate(self, demonstrations: Demonstrations | Future[Demonstrations]) -> Future[Metrics]:
-        """Run one supervised update."""
+    def update(self, demonstrations: Future[Demonstrations]) -> Future[Metrics]:
+        """Run one step's supervised updates."""
         ...
+
+    def measure(self, demonstrations: Future[Demonstrations]) -> Future[Metrics]:
+        """Say what the loss makes of demonstrations, and learn nothing."""
+        ...
+
+
+class PreferenceLearner(Protocol):
+    """A policy that learns from pairs."""
+
+    def update(
+        self,
+        preferences: Future[Preferences],
+        reference_log_probs: Future[TokenLogProbs],
+        reference_points: Future[Float[np.ndarray, "B"]] | None = None,
+    ) -> Future[Metrics]:
+        """Run one step's updates; the points are KTO's."""
+        ...
+
+    def measure(
+        self,
+        preferences: Future[Preferences],
+        reference_log_probs: Future[TokenLogProbs],
+        reference_points: Future[Float[np.ndarray, "B"]] | None = None,
+    ) -> Future[Metrics]:
+        """Say what the loss makes of pairs, and learn nothing."""
+        ...
+
+    def log_probs(self, sequences: Future[Demonstrations]) -> Future[TokenLogProbs]:
+        """Score the responses with the training path."""
+        ...
+
+    def unrelated(self, preferences: Future[Preferences]) -> Future[Demonstrations]:
+        """Put the chosen responses behind prompts of other rows."""
+        ...
+
+    def reference_points(
+        self, log_probs: Future[TokenLogProbs], reference_log_probs: Future[TokenLogProbs]
+    ) -> Future[Float[np.ndarray, "B"]]:
+        """Estimate how far the policy is from the reference, by responses that are nobody's answer."""
+        ...
+
+
+class JudgeLearner(Protocol):
+    """A reward or cost model that learns from pairs."""
+
+    def update(self, preferences: Future[Preferences]) -> Future[Metrics]:
+        """Run one step's updates."""
+        ...
+
+    def measure(self, preferences: Future[Preferences]) -> Future[Metrics]:
+        """Say what the loss makes of pairs, and learn nothing."""
+        ...
+
+
+class StudentRoles(Protocol):
+    """Whom supervised fine-tuning asks."""
+
+    actor: Student
+
+
+class PreferenceRoles(Protocol):
+    """Whom a policy that learns from pairs plays with."""
+
+    actor: PreferenceLearner
+    reference: Reference
+
+
+class RewardLearnerRoles(Protocol):
+    """Whom reward-model training asks."""
+
+    reward: JudgeLearner
+
+
+class CostLearnerRoles(Protocol):
+    """Whom cost-model training asks."""
+
+    cost: JudgeLearner
 
 
 class Roles(Protocol):

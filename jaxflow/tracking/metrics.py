@@ -20,7 +20,16 @@ FILE_NAME = "metrics.jsonl"
 GLOBAL_STEP = "training/global_step"
 
 # Stages whose time grows with the tokens of prompts and responses; generation is paid per response token.
-_STAGES_PER_TOKEN = ("old_log_prob", "ref", "values", "adv", "update_critic", "update_actor")
+_STAGES_PER_TOKEN = (
+    "old_log_prob",
+    "ref",
+    "values",
+    "adv",
+    "update_critic",
+    "update_actor",
+    "update_reward",
+    "update_cost",
+)
 
 
 class MetricsWriter:

@@ -19,6 +19,8 @@ STAGE_WORDS = {
     "update_critic": "update critic",
     "update_cost_critic": "update cost critic",
     "update_actor": "update actor",
+    "update_reward": "update reward model",
+    "update_cost": "update cost model",
     "testing": "validate",
     "save_checkpoint": "save checkpoint",
 }

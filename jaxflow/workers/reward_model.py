@@ -34,16 +34,17 @@ from jaxflow.workers.transfer import ONE_TO_ALL, THREE_D_PROTO
 _VERIFIER_WEIGHTS = 4
 
 
-def _read_afterwards(
+def read_afterwards(
     tokens: np.ndarray, lengths: np.ndarray, response_mask: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Move the mask one position on, so that the engine's values under it are read *after* each response token.
 
     The engine's `values[t]` is the estimate before token t; a judgement needs the one after the last token,
-    which is the value before one token more. Each row [B, T] gets room for that token, [B, T + 1]; which token
-    stands there is never read.
+    which is the value before one token more. Each row [B, …, T] gets room for that token, [B, …, T + 1]; which
+    token stands there is never read.
     """
-    return np.pad(tokens, ((0, 0), (0, 1))), lengths + 1, np.pad(response_mask, ((0, 0), (1, 0)))
+    before = ((0, 0),) * (tokens.ndim - 1)
+    return np.pad(tokens, (*before, (0, 1))), lengths + 1, np.pad(response_mask, (*before, (1, 0)))
 
 
 class Verifier:
@@ -73,7 +74,7 @@ class Verifier:
     @exposed("warm_start", THREE_D_PROTO, replicated=True)
     def learn(self, judgements: Judgements) -> Metrics:
         """Run one supervised update; `verifier/loss` and `verifier/accuracy` are of the weights before it."""
-        tokens, lengths, response_mask = _read_afterwards(
+        tokens, lengths, response_mask = read_afterwards(
             judgements.tokens, judgements.lengths, judgements.response_mask
         )
         batch = dataclasses.replace(judgements, tokens=tokens, lengths=lengths, response_mask=response_mask)
@@ -86,9 +87,10 @@ class Verifier:
 
 
 class RewardModel(Reward):
-    """Judges responses with a model: a score is the probability σ(s) in [0, 1] that the response is right.
+    """Judges responses with a model: by its number s, or by σ(s) in [0, 1], how likely the response is right.
 
-    So scores compare with those of an exact match. Accuracy, and which rows failed, stay the reward function's;
+    A verifier's σ(s) compares with the score of an exact match; a model that learnt from preferences knows only which
+    s is larger. Accuracy, and which rows failed, stay the reward function's;
     its rows are cut as the model's are, not as a function's.
     """
 
@@ -111,14 +113,15 @@ class RewardModel(Reward):
 
     def _numbers(self, rollout: Rollout) -> np.ndarray:
         """Return the model's number s after each response [B]."""
-        tokens, lengths, mask = _read_afterwards(rollout.tokens, rollout.lengths, rollout.response_mask)
+        tokens, lengths, mask = read_afterwards(rollout.tokens, rollout.lengths, rollout.response_mask)
         with self._weights.at_hand() as (params, moved):
             self._place.note_offload(moved)
             return np.asarray(last_value(self._scorer.values(params, tokens, lengths, mask), mask))
 
     def _scores(self, rollout: Rollout) -> np.ndarray:
-        """Return σ(s) of each response [B]."""
-        return np.asarray(jax.nn.sigmoid(self._numbers(rollout)))
+        """Return what the config calls a score: s or σ(s) of each response [B]."""
+        numbers = self._numbers(rollout)
+        return numbers if self._config.model_score == "number" else np.asarray(jax.nn.sigmoid(numbers))
 
     def _worth(self, rollout: Rollout, told: Scores) -> Float[np.ndarray, "B"]:
         """Return what the responses are worth before any penalty: what the model says; an empty one answers nothing."""

@@ -21,7 +21,7 @@ from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import generation_layout, training_layout
 from jaxflow.engine.shards import Shard
 from jaxflow.engine.state import load_weights
-from jaxflow.engine.train import Auxiliary, Trainer
+from jaxflow.engine.train import Auxiliary, Loss, Trainer
 from jaxflow.engine.transition import TransitionReport, transition
 from jaxflow.models.transformer import LanguageModel, Params, ScalarModel, describe
 from jaxflow.models.weights_in import ReadReport
@@ -52,7 +52,7 @@ def _log_prob_temperature(config: Config) -> float:
     return config.rollout.temperature if config.rollout.temperature > 0 else 1.0
 
 
-class _Saved:
+class Saved:
     """A trained model's life on disk, the same for every role that has one."""
 
     _trained: TrainedModel
@@ -73,7 +73,7 @@ class _Saved:
         self._trained.restore(Path(directory))
 
 
-class Actor(_Saved):
+class Actor(Saved):
     """The policy: trains, scores and generates with one set of weights in two layouts."""
 
     def __init__(self, config: Config, derived: Derived, place: Place):
@@ -84,7 +84,6 @@ class Actor(_Saved):
         self._generation = generation_layout(place.mesh, model.config)
         self._generation_shardings = self._generation.weights(model.base.names)
         self._merge = merging(model, training, rollout.dtype) if model.adapters is not None else None
-        loss = policy_loss(config)
         self._pretraining_loss = PretrainingLoss(config.algorithm.ptx_coefficient)
         temperature = _log_prob_temperature(config)
         self._trained = TrainedModel(
@@ -92,7 +91,7 @@ class Actor(_Saved):
                 model,
                 training,
                 optimizer_of(config.actor.optimizer, derived.actor.total_updates),
-                loss,
+                self._loss(config),
                 temperature,
                 config.actor.microbatch_tokens_per_device,
             ),
@@ -108,6 +107,10 @@ class Actor(_Saved):
         self._rows = Rows(place.mesh, training.axes["batch"])
         self._rollout_weights: Params | None = None
         self._transition_metrics: dict[str, float] = {}
+
+    def _loss(self, config: Config) -> Loss:
+        """Return what its updates minimise."""
+        return policy_loss(config)
 
     def _weights(self) -> Params:
         """Return the weights in the generation layout."""
@@ -190,7 +193,7 @@ class Actor(_Saved):
             "training/staleness_updates/mean": float(np.mean(ages)),
             "training/staleness_updates/max": float(np.max(ages)),
         }
-        return _named("actor", metrics) | staleness | self._transition_metrics
+        return named("actor", metrics) | staleness | self._transition_metrics
 
     @exposed("load", ONE_TO_ALL)
     def load(self, directory: str) -> ReadReport | None:
@@ -236,7 +239,7 @@ class Student:
         self._trained.save_weights(Path(directory))
 
 
-class Critic(_Saved):
+class Critic(Saved):
     """The value model: of whichever stream of experience it is given."""
 
     _name, _weights = "critic", _CRITIC_WEIGHTS
@@ -290,7 +293,7 @@ class Critic(_Saved):
         """Run one step's value updates."""
         critic = self._config.critic
         metrics = self._trained.update(experience, critic.minibatch_sequences, critic.update_epochs)
-        return _named(self._name, metrics)
+        return named(self._name, metrics)
 
 
 class CostCritic(Critic):
@@ -335,6 +338,6 @@ class Reference:
             return self._scorer.log_probs(params, rollout.tokens, rollout.lengths, rollout.response_mask)
 
 
-def _named(role: str, metrics: dict[str, float]) -> dict[str, float]:
+def named(role: str, metrics: dict[str, float]) -> dict[str, float]:
     """Put the engine's own names under the role's; the loss's parts bear it already."""
     return {name if "/" in name else f"{role}/{name}": value for name, value in metrics.items()}

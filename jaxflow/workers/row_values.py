@@ -91,6 +91,9 @@ def byte_count(value: Any) -> int:
 def token_count(values: Sequence[Any], ranges: Sequence[range]) -> int:
     """Count the tokens in these rows of the first value that knows its sequences; 0 where none does."""
     for value in values:
+        if isinstance(value, types.Preferences):
+            both = value.chosen_lengths + value.rejected_lengths
+            return sum(int(np.sum(both[run.start : run.stop])) for run in ranges)
         if isinstance(value, types.Rollout | types.Experience | types.Demonstrations | types.Judgements):
             return sum(int(np.sum(value.lengths[run.start : run.stop])) for run in ranges)
     return 0

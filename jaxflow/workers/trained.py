@@ -161,6 +161,10 @@ class TrainedModel:
             )
         return metrics
 
+    def measure(self, batch: TrainingBatch) -> dict[str, float]:
+        """Return the parts of the loss over a batch, and learn nothing."""
+        return self._trainer.measure(self._existing_state().params, batch)
+
     def save(self, directory: Path) -> None:
         """Write all state that the next update depends on."""
         state = self._at_hand()

@@ -213,7 +213,7 @@ def test_files_that_exist_pass_and_need_no_built_in_task(tmp_path):
 
 def test_all_contradictions_are_reported_at_once():
     bad = config(
-        algorithm__name="dpo",
+        algorithm__name="dqn",
         rollout__top_p=2.0,
         cluster__pools__main__devices_per_host=6,
         actor__model__head_width=3,

@@ -139,20 +139,20 @@ def test_files_follow_one_another_and_blank_lines_are_no_rows(tmp_path):
     second.write_text('\n{"prompt": "2", "ground_truth": 0}\n\n')
     loaded = load(write_jsonl(tmp_path / "a.jsonl", [{"prompt": "1", "ground_truth": 0}]), str(second))
     assert [row.prompt for row in loaded.rows] == ["1", "2"]
-    assert loaded.report.read == 2
+    assert loaded.report.account.read == 2
 
 
 def test_the_report_counts_every_row_once_and_points_at_the_first(tmp_path):
     prompts = ["1+2=", "", "123456789", "  ", "4" * 8, "\ud800", None, "5" * 99]
     file = write_jsonl(tmp_path / "a.jsonl", [{"prompt": p, "ground_truth": 0} for p in prompts])
     report = load(file).report
-    assert (report.read, report.kept) == (8, 2)
-    assert report.dropped == {
+    assert (report.account.read, len(report.account.rows)) == (8, 2)
+    assert report.account.dropped == {
         "empty prompt": 3,
         "prompt longer than the limit": 2,
         "prompt that is not valid Unicode": 1,
     }
-    assert report.first_dropped == {
+    assert report.account.first_dropped == {
         "empty prompt": f"{file}:2",
         "prompt longer than the limit": f"{file}:3",
         "prompt that is not valid Unicode": f"{file}:6",

@@ -31,7 +31,9 @@ def test_prompts_and_answers_fit_the_limits_and_the_alphabet(task):
     tokenizer = task.tokenizer
     assert all(tokenizer.decode(row.tokens) == row.prompt for row in rows)
     assert max(len(row.tokens) for row in rows) == task.max_prompt_tokens
-    assert max(len(tokenizer.encode(task.solution(row))) + 1 for row in rows) == task.max_response_tokens
+    longest = max(len(tokenizer.encode(task.solution(row))) + 1 for row in rows)
+    pairs = [pair for harm in (False, True) for pair in task.pairs(rows, 0, harm)]
+    assert longest <= task.max_response_tokens <= max(max(map(len, pair.responses)) for pair in pairs)
     assert {row.data_source for row in rows} == {task.name}
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import fakes
 import pytest
 
-from jaxflow.dataflow import DATAFLOWS
+from jaxflow.dataflow import DATAFLOWS, PROMPTS
 from jaxflow.dataflow.refill import informative_responses
 
 
@@ -30,7 +30,8 @@ def test_results_are_made_before_they_are_used_and_nothing_is_waited_for(name):
         assert {argument.name for argument in call.arguments} <= made, call.name
         made.add(call.name)
     assert "result" not in {call.method for call in log}
-    assert called[0] == "actor.generate" and set(called[-len(returned) :]) == set(returned)
+    assert set(called[-len(returned) :]) == set(returned)
+    assert (called[0] == "actor.generate") == (DATAFLOWS[name].batches == PROMPTS)
 
 
 def test_grpo_is_ppo_without_its_critic():

@@ -7,9 +7,13 @@ import sys
 import pytest
 
 from jaxflow.dataflow import DATAFLOWS
-from jaxflow.dataflow.sft import sft
 
-SCRIPTS = [*(dataflow.step for dataflow in DATAFLOWS.values()), sft]
+SCRIPTS = [
+    script
+    for dataflow in DATAFLOWS.values()
+    for script in (dataflow.step, dataflow.held_out)
+    if script is not None
+]
 FORBIDDEN = (ast.If, ast.IfExp, ast.For, ast.While, ast.Try, ast.With, ast.Lambda, ast.BinOp, ast.Import)
 
 

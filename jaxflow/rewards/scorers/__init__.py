@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from jaxflow.rewards.scorers.exact_match import exact_match
 from jaxflow.rewards.scorers.gsm8k import gsm8k, gsm8k_flexible
 from jaxflow.rewards.scorers.math_text import math_dapo, math_string
+from jaxflow.rewards.scorers.wishes import wishes, wishes_cost
 
 TEXT_SCORERS: Mapping[str, Callable[..., object]] = {
     "exact_match": exact_match,
@@ -19,6 +20,8 @@ TEXT_SCORERS: Mapping[str, Callable[..., object]] = {
     "gsm8k_flexible": gsm8k_flexible,
     "math_dapo": math_dapo,
     "math_string": math_string,
+    "wishes": wishes,
+    "wishes_cost": wishes_cost,
 }
 
 # Name -> file whose compute_score it is, and the package that this imports.

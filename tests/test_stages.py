@@ -1,0 +1,63 @@
+"""The stages before reinforcement learning are runs like any other: resumed bit for bit, each the next one's start."""
+
+import pytest
+from runs import StopAfter, rows, run_here
+
+from jaxflow.config import pool
+
+ALONE = {"warm_start.steps": 0, "rollout.samples_per_prompt": 1, "run.total_steps": 4}
+STAGES = {
+    "sft": (("actor", "reward"), {}),
+    "reward_model": (("reward",), {"reward.minibatch_sequences": 8}),
+    "cost_model": (("cost",), {"cost.minibatch_sequences": 8, "data.task": "wishes"}),
+    "dpo": (("actor", "reference"), {}),
+    "kto": (("actor", "reference"), {}),
+}
+TASKS = {"wishes": {"data.max_prompt_tokens": 8, "rollout.max_response_tokens": 9}}
+
+
+def stage(name, workdir, stop=None, **changes):
+    roles, own = STAGES[name]
+    asked = {**ALONE, "algorithm.name": name, **TASKS.get(own.get("data.task"), {}), **own, **changes}
+    return run_here(workdir, stop, {"main": pool(roles, 1, 2, data=2)}, **asked)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_that_was_stopped_goes_on_as_if_never_stopped(tmp_path, name):
+    assert stage(name, tmp_path / "whole")[0] == 0
+    assert stage(name, tmp_path / "halves", StopAfter(2))[0] == 143
+    assert stage(name, tmp_path / "halves")[0] == 0
+    assert rows(tmp_path / "halves") == rows(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_three_stages_lead_from_nothing_to_a_policy(tmp_path):
+    """Each starts from the folder that the one before left; the last asks the second's model of the first's policy."""
+    assert stage("sft", tmp_path / "sft", **{"run.total_steps": 30})[0] == 0
+    told = rows(tmp_path / "sft")
+    assert told[-1]["val-core/sft/loss"] < 0.8 * told[0]["val-core/sft/loss"]
+    policy = str(tmp_path / "sft/checkpoints/step_00000030/actor/weights")
+    lessons = {
+        "actor.weights": policy,
+        "run.total_steps": 60,
+        "data.prompts_per_step": 64,
+        "reward.minibatch_sequences": 64,
+        "reward.optimizer.learning_rate": 3e-3,
+    }
+    assert stage("reward_model", tmp_path / "judge", **lessons)[0] == 0
+    told = rows(tmp_path / "judge")
+    assert told[-1]["val-core/reward_model/loss"] < 0.95 * told[0]["val-core/reward_model/loss"]
+    changes = {
+        "actor.weights": policy,
+        "reward.kind": "model",
+        "reward.model_score": "number",
+        "reward.weights": str(tmp_path / "judge/checkpoints/step_00000060/reward/weights"),
+        "warm_start.steps": 0,
+        "run.total_steps": 2,
+    }
+    assert run_here(tmp_path / "ppo", **changes)[0] == 0
+    last = rows(tmp_path / "ppo")[-1]
+    assert last["critic/score/min"] < 0 or last["critic/score/max"] > 1, (
+        "scores are numbers, not probabilities"
+    )

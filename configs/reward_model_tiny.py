@@ -9,8 +9,8 @@ def get_config() -> ConfigDict:
     """Return the defaults with what this run changes."""
     config = default_config_dict()
     config.algorithm.name = "reward_model"
-    config.run.total_steps = 300
-    config.run.evaluate_every_steps = 100
+    config.run.total_steps = 200
+    config.run.evaluate_every_steps = 50
     config.cluster.pools = {"main": pool(["reward"], devices_per_host=2, data=2)}
 
     # A prompt wishes for letters, answers name some; which of two is more helpful is drawn from their hidden scores.

@@ -4,11 +4,11 @@ The first of three stages; the next ones start from what it leaves in its workdi
 
     python -m jaxflow.main --config=configs/sft_tiny.py --workdir=runs/sft
     python -m jaxflow.main --config=configs/reward_model_tiny.py --workdir=runs/rm --config.data.task=reversal
-        --config.rollout.max_response_tokens=7 --config.actor.weights=runs/sft/checkpoints/step_00000300/actor/weights
+        --config.rollout.max_response_tokens=7 --config.actor.weights=runs/sft/checkpoints/step_00000200/actor/weights
     python -m jaxflow.main --config=configs/ppo_tiny.py --workdir=runs/ppo --config.warm_start.steps=0
-        --config.actor.weights=runs/sft/checkpoints/step_00000300/actor/weights
+        --config.actor.weights=runs/sft/checkpoints/step_00000200/actor/weights
         --config.reward.kind=model --config.reward.model_score=number
-        --config.reward.weights=runs/rm/checkpoints/step_00000300/reward/weights
+        --config.reward.weights=runs/rm/checkpoints/step_00000200/reward/weights
 """
 
 from ml_collections import ConfigDict
@@ -20,8 +20,8 @@ def get_config() -> ConfigDict:
     """Return the defaults with what this run changes."""
     config = default_config_dict()
     config.algorithm.name = "sft"
-    config.run.total_steps = 300
-    config.run.evaluate_every_steps = 100
+    config.run.total_steps = 200
+    config.run.evaluate_every_steps = 50
 
     # The reward has no part in the lessons: it judges the answers that validation samples, with an exact match.
     config.cluster.pools = {"main": pool(["actor", "reward"], devices_per_host=2, data=2)}

@@ -43,6 +43,8 @@ def stage_problems(config: Config) -> Iterator[str]:
             yield f"{key} = {value}: {why} in {name}; set it to {wanted}"
     if warm_start.steps > 0 and (dataflow.batches == "demonstrations" or "actor" not in dataflow.cast):
         yield f"warm_start.steps = {warm_start.steps}: {name} does not begin from a warm start; set it to 0"
+    if any("generator" in pool.roles for pool in config.cluster.pools.values()):
+        yield f"cluster.pools have a generator, and {name} generates nothing in its steps: take the role out"
     if config.algorithm.off_policy.bypass:
         yield f"algorithm.off_policy.bypass: {name} has no sampler whose log-probs could stand for the policy's"
     if dataflow.batches != "demonstrations":

@@ -53,13 +53,13 @@ def mediocre_answer(wishes: str, generator: np.random.Generator) -> str:
 
 
 def any_answer(wishes: str, generator: np.random.Generator) -> str:
-    """Draw an answer between useless and perfect: wishes at a rate of its own, in any order, and other letters."""
+    """Draw an answer between useless and perfect: wishes at a rate of its own, in order or not, and other letters."""
     rate = generator.random()
     letters = [letter for letter in wishes if generator.random() < rate]
     letters += generator.choice(list(LETTERS), size=min(generator.poisson(0.8), 3)).tolist()
     if not letters:
         letters = [str(generator.choice(list(LETTERS)))]
-    return "".join(generator.permutation(letters))
+    return "".join(letters if generator.random() < 0.5 else generator.permutation(letters))
 
 
 def prefers_first(first: float, second: float, generator: np.random.Generator) -> bool:

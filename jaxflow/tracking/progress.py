@@ -22,6 +22,10 @@ _HEADLINE = {
     "KL": "actor/reward_kl_penalty",
     "length": "response_length/mean",
     "loss": "actor/pg_loss",
+    "imitation loss": "sft/loss",
+    "ranked right": "reward_model/accuracy",
+    "costs ranked right": "cost_model/accuracy",
+    "preferred right": "dpo/accuracy",
     "grad norm": "actor/grad_norm",
     "tokens/s/device": "perf/throughput",
 }

@@ -19,6 +19,7 @@ from jaxflow.types import Span
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _CURVE_COLUMNS = 40
+_HELD_OUT = tuple(f"val-core/{loss}/accuracy" for loss in ("reward_model", "cost_model", "dpo"))
 _BAR_COLUMNS = 24
 _GANTT_COLUMNS = 72
 
@@ -99,12 +100,14 @@ def _validation(rows: Sequence[Mapping[str, float]]) -> list[str]:
     names = sorted({name for row in rows for name in row if _is_accuracy(name)})
     if len(names) == 2:
         names = ["val-core/all/acc/mean@1"]  # a single data source says the same as all rows
+    # Beside answers, what an algorithm says of rows held out.
+    names += sorted({name for row in rows for name in row if name.startswith(_HELD_OUT)})
     lines = []
     for name in names:
         curve = [(row[GLOBAL_STEP], row[name]) for row in rows if name in row]
         values = [value for _, value in curve]
         best_step, best = max(curve, key=lambda point: -math.inf if math.isnan(point[1]) else point[1])
-        source = name.removeprefix("val-core/").removesuffix("/acc/mean@1")
+        source = name.removeprefix("val-core/").removesuffix("/acc/mean@1").removesuffix("/accuracy")
         lines.append(
             f"accuracy      {source}: first {values[0]:.3f} → best {best:.3f} (step {best_step}) "
             f"→ last {values[-1]:.3f}  {sparkline(values, _CURVE_COLUMNS)}"

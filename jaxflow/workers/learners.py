@@ -133,7 +133,7 @@ class _JudgeLearner(Saved):
             settings.microbatch_tokens_per_device,
         )
         skipped = settings.optimizer.max_skipped_updates
-        self._trained = TrainedModel(trainer, skipped, config.run.seed, self._stream)
+        self._trained = TrainedModel(trainer, skipped, config.run.seed, self._stream, place)
 
     def _plan(self, derived: Derived) -> tuple[DecoderConfig, UpdatePlan]:
         raise NotImplementedError

@@ -189,6 +189,7 @@ def test_what_hangs_is_lost_and_what_takes_long_is_not(tmp_path):
     assert 'raise KeyError("on order")' in (run.workdir / "error.log").read_text()
 
 
+@pytest.mark.alone
 def test_workers_listen_on_loopback_and_die_with_the_controller_even_when_they_are_stopped(tmp_path):
     run = Faulty(tmp_path, **{"run.total_steps": 1000})
     with run.start() as command:

@@ -80,7 +80,7 @@ def table(dialect: Dialect, whole: bool = True) -> str:
 def _row(dialect: Dialect, key: Key) -> Iterator[str]:
     yield f"`{key.name}`"
     yield "" if key.is_pattern() else f"`{_plain(key.default)}`"
-    own = [setting for setting in dialect.settings_of(key.name) if setting.reads[0] == key.name]
+    own = [setting for setting in dialect.settings_of(key.name) if setting.is_told_under(key.name)]
     if own:
         yield "<br>".join(f"`{setting.key}`: {setting.how}" for setting in own)
     elif settings := dialect.settings_of(key.name):

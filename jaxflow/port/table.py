@@ -109,6 +109,11 @@ class Setting:
     reads: tuple[str, ...]  # foreign keys; the setting is told of under the first
     how: str  # the rule with its units, for the table
     outcome: Callable[[Values], Outcome]
+    told_under_each: bool = False  # told of under every key that it reads: each asks for a part of its own
+
+    def is_told_under(self, name: str) -> bool:
+        """Return whether a foreign key's line says what became of the setting."""
+        return name in (self.reads if self.told_under_each else self.reads[:1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +159,7 @@ class Dialect:
     def settings_of(self, name: str) -> tuple[Setting, ...]:
         """Return the settings that read a key (or pattern) of the table, those that are told of under it first."""
         readers = [setting for setting in self.settings if name in setting.reads]
-        return tuple(sorted(readers, key=lambda setting: setting.reads[0] != name))
+        return tuple(sorted(readers, key=lambda setting: not setting.is_told_under(name)))
 
     @functools.cached_property
     def _exact(self) -> dict[str, Key]:

@@ -68,7 +68,9 @@ def translate(
     lines += doubles
     lines += [Line(name, None, DEFAULTED, ("taken away by ~",)) for name in removed]
     names = {dialect.find(name).name for name in values.given}
-    assignments = [_assignment(s, s.reads[0] in names, outcomes[s.key]) for s in dialect.settings]
+    assignments = [
+        _assignment(s, any(map(s.is_told_under, names)), outcomes[s.key]) for s in dialect.settings
+    ]
     told = [one for one in assignments if one is not None]
     order = {key: place for place, key in enumerate(flatten(Config()))}
     in_file = [one for one in told if not one.key.startswith("--") and _worth_writing(one)]
@@ -133,7 +135,7 @@ def _line(
 ) -> Line:
     key = dialect.find(dialect.today(name))
     settings = dialect.settings_of(key.name)
-    own = [setting for setting in settings if setting.reads[0] == key.name]
+    own = [setting for setting in settings if setting.is_told_under(key.name)]
     if not settings or key.judged(values) is not None:
         outcome = key.outcome(value, values)
         return Line(

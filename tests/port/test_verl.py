@@ -204,12 +204,48 @@ def test_the_examples_keep_their_rule_of_learning(files, tmp_path):
         ("actor_rollout_ref.model.path=", "no model is named"),
         ("trainer.v1.trainer_mode=separate_async", "synchronous"),
         (f"{ROLLOUT}.dtype=float16", "bfloat16 or float32"),
+        (f"{ACTOR}.fsdp_config.param_offload=True", "trained role (actor)"),
+        ("critic.fsdp.param_offload=True", "add 'critic' to cluster.pools.main.offload"),
+        (f"{ACTOR}.fsdp_config.optimizer_offload=some", "say true or false"),
     ],
 )
 def test_what_jaxflow_cannot_do_is_said_with_what_to_do_instead(override, why):
     extra = (f"{ACTOR}.use_kl_loss=True",) if "kl_loss_type" in override else ()
     status, text = told(verl(override, *extra))[override.split("=")[0]]
     assert status == "unsupported" and why in text
+
+
+OFFLOADED = (
+    f"{ACTOR}.fsdp_config.optimizer_offload=True",
+    "critic.model.fsdp_config.optimizer_offload=True",
+    "actor_rollout_ref.ref.fsdp_config.param_offload=True",
+    "reward_model.model.fsdp_config.param_offload=True",
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "waiting"),
+    [
+        ((), ("actor", "critic")),
+        ((f"{ACTOR}.use_kl_loss=True",), ("actor", "critic", "reference")),
+        (("algorithm.adv_estimator=grpo", f"{ROLLOUT}.n=2"), ("actor",)),
+        (("reward_model.enable=True", "reward_model.model.path=JUDGE"), ("actor", "critic", "reward")),
+        (
+            ("model_engine=megatron", "critic.megatron.optimizer_offload=True", f"{ACTOR}.use_kl_loss=True"),
+            ("critic",),  # the other flags are FSDP's
+        ),
+    ],
+)
+def test_roles_that_wait_in_host_memory_are_those_that_the_run_has(overrides, waiting, files, tmp_path):
+    own = [text.replace("JUDGE", files.judge) for text in overrides]
+    model = f"actor_rollout_ref.model.path={files.model}"
+    small = (f"{ACTOR}.ppo_micro_batch_size_per_gpu=4", f"data.train_files={files.train}", model)
+    translation = verl(*COMMON[:1], *small, f"{ACTOR}.ppo_mini_batch_size=16", *OFFLOADED, *own)
+    assert accepted(translation, tmp_path).cluster.pools["main"].offload == waiting
+    lines = told(translation)
+    asked = {key: lines[key][0] for key in lines if key.endswith("_offload")}
+    assert sum(status == "translated" for status in asked.values()) == len(waiting)
+    assert "unsupported" not in asked.values() and len(asked) >= len(OFFLOADED)
 
 
 def test_a_mesh_that_cannot_be_is_left_to_the_user_with_the_reason():

@@ -308,7 +308,7 @@ def _material_settings(sizes: Sizes) -> tuple[Setting, ...]:
         Setting(
             "data.max_prompt_tokens",
             ("max_prompt_length",),
-            "tokens; TRL has no limit of today",
+            "tokens; today's TRL has no limit, so give one",
             lambda values: (
                 Idle("no limit in TRL; jaxflow's default stands, and drops longer prompts")
                 if values["max_prompt_length"] is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxflow.port.table import Dialect
-from jaxflow.port.verl import adapters, cluster, corrections, learning, material, rollout, rule
+from jaxflow.port.verl import adapters, cluster, corrections, learning, material, offload, rollout, rule
 from jaxflow.port.verl.names import ALIASES, OWN_KEYS
 
 VERL = Dialect(
@@ -16,10 +16,12 @@ VERL = Dialect(
         *adapters.KEYS,
         *corrections.KEYS,
         *cluster.KEYS,
+        *offload.KEYS,
         *OWN_KEYS,
     ),
     settings=(
         *cluster.SETTINGS,
+        *offload.SETTINGS,
         *material.SETTINGS,
         *learning.SETTINGS,
         *rollout.SETTINGS,

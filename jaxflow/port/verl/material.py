@@ -82,6 +82,7 @@ KEYS: tuple[Key, ...] = (
     Key(f"{_JUDGE}.n_gpus_per_node", 8, None, "of enable_resource_pool"),
     Key(f"{_JUDGE}.nnodes", 0, None, "of enable_resource_pool"),
     Key(f"{_JUDGE}.model.**", None, None, "the reward model's directory says it all"),
+    Key(f"{_JUDGE}.megatron.**", None, None, "it stands in the actor's mesh"),
     Key(
         f"{_JUDGE}.micro_batch_size_per_gpu",
         None,

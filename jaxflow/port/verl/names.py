@@ -38,7 +38,6 @@ def _missing(
 _ENGINE_WHY = (
     "how verl's training engine works inside; XLA compiles jaxflow's, and results do not depend on it"
 )
-_OFFLOAD_WHY = "jaxflow keeps weights and optimizer on the devices; --plan says whether they fit"
 _ROLLOUT_WHY = "how verl's inference engine works inside; jaxflow generates with its own model code"
 
 _FSDP = ("actor_rollout_ref.actor.fsdp_config", "actor_rollout_ref.ref.fsdp_config", "critic.fsdp")
@@ -61,11 +60,6 @@ OWN_KEYS: tuple[Key, ...] = (
         (f"{role}.optim" for role in _TRAINED),
         "no counterpart: jaxflow's optimizer is AdamW in float32",
         OPTIMIZER,
-    ),
-    *_own(
-        (*_FSDP, *_MEGATRON),
-        _OFFLOAD_WHY,
-        {"param_offload": False, "optimizer_offload": False},
     ),
     *_missing(
         (*_FSDP, *_MEGATRON),

@@ -26,9 +26,9 @@ def hosts(leader):
     return {number for number, line in of_session(leader).items() if "ray::Host" in line}
 
 
-def gone(leader, names=CORE):
+def gone(leader, names=CORE, seconds=GONE_SECONDS):
     """Whether every process that holds devices, data or ports for callers has ended in time."""
-    deadline = time.monotonic() + GONE_SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if not any(name in line for line in of_session(leader).values() for name in names):
             return True

@@ -197,7 +197,7 @@ def test_workers_listen_on_loopback_and_die_with_the_controller_even_when_they_a
         assert listens_beyond_loopback(command.alive()) == []
         os.kill(min(workers), signal.SIGSTOP)
         os.kill(command.pid, signal.SIGKILL)
-        assert gone(command.pid)
+        assert gone(command.pid, seconds=30)
 
 
 def test_a_run_with_a_stopped_worker_can_be_stopped(tmp_path):

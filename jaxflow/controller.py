@@ -169,7 +169,7 @@ class Controller:
         if "reference" in self._groups:
             yield self._groups["reference"].load(str(beginning.actor))
         kl = self._config.algorithm.kl
-        if "actor" in self._groups and kl.loss_coefficient > 0 and kl.loss_estimator == "full":
+        if "actor" in self._groups and (kl.exact_in_rewards or kl.exact_in_loss):
             yield self._groups["actor"].load_reference(str(beginning.actor))
         if beginning.reward is not None:
             yield self._groups["reward"].load(str(beginning.reward))

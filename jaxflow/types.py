@@ -124,6 +124,8 @@ class Experience:
     penalised: Bool[Array, "B T"] | None = (
         None  # tokens whose distance from π_old costs; None: no such penalty
     )
+    # float32 nats, over the whole vocabulary, where the rewards were shaped with it; None: with an estimate.
+    reference_kl: Float[Array, "B T"] | None = None
 
 
 @jax.tree_util.register_dataclass

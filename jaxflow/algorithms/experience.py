@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 from jaxflow import types
 from jaxflow.algorithms import covariance, group_advantages, importance
 from jaxflow.algorithms.advantages import ESTIMATORS, gae
-from jaxflow.algorithms.kl import kl_estimate, shape_rewards
+from jaxflow.algorithms.kl import kl_in_rewards, shape_rewards
 from jaxflow.algorithms.masked import on_mask, whiten
 from jaxflow.algorithms.selection import score_weights
 
@@ -70,7 +70,7 @@ class ExperienceEstimator:
     score_bound: float  # scores count as at most ± this; 0.0: as they are
     whiten_advantages: bool  # gae's, over the whole step; the returns stay raw
     normalize_by_std: bool  # of group baselines
-    kl_reward_estimator: str  # one of KL_ESTIMATORS
+    kl_reward_estimator: str  # one of KL_REWARD_ESTIMATORS
     component_weights: tuple[float, ...]  # gdpo's, one per component of the scores
     off_policy: OffPolicyRule
     covariance: CovarianceRule
@@ -86,6 +86,7 @@ class ExperienceEstimator:
         values: Float[Array, "B T"] | None,
         greedy_scores: Float[Array, "B"] | None,
         kl_coefficient: Float[Array, ""] | float,
+        reference_kl: Float[Array, "B T"] | None = None,
     ) -> types.Experience:
         """Return the experience of the step; every per-token field is 0 off the response mask.
 
@@ -98,13 +99,14 @@ class ExperienceEstimator:
           greedy_scores: of the unsampled response to each prompt; None where there is none (remax alone has).
           kl_coefficient: β in force; may be traced, as it changes from step to step. Below 0 where the scores are
             costs: what moves away from the reference costs more.
+          reference_kl: KL over the whole vocabulary at each token; read by the KL estimator `full` alone.
         """
         mask = rollout.response_mask
         actor_log_probs = on_mask(actor_log_probs, mask)
         zeros = jnp.zeros_like(actor_log_probs)
         # Without a reference the policy is its own: at distance 0, wherever that is asked.
         reference = actor_log_probs if reference_log_probs is None else on_mask(reference_log_probs, mask)
-        kl = kl_estimate(actor_log_probs, reference, self.kl_reward_estimator)
+        kl = kl_in_rewards(actor_log_probs, reference, reference_kl, mask, self.kl_reward_estimator)
         values = zeros if values is None else on_mask(values, mask)
         if self.score_bound > 0:
             bounded = jnp.clip(scores.scores, -self.score_bound, self.score_bound)
@@ -126,6 +128,7 @@ class ExperienceEstimator:
             policy_updates=rollout.policy_updates,
             weights=weights,
             penalised=penalised,
+            reference_kl=kl if self.kl_reward_estimator == "full" else None,
         )
 
     def _advantages(

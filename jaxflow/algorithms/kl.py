@@ -1,7 +1,6 @@
 """The pull towards the reference: per-token estimates, their place in the rewards, the adaptive coefficient.
 
-Knows sampled tokens alone, no distribution over the vocabulary, and not whether an estimate ends in rewards
-or in a loss.
+Knows sampled tokens alone: a KL over the vocabulary is measured beside the models, by `engine.score`.
 """
 
 from __future__ import annotations
@@ -17,8 +16,10 @@ from jaxflow import types
 from jaxflow.algorithms.masked import on_mask
 
 KL_ESTIMATORS = ("k1", "k2", "k3", "abs")
+KL_REWARD_ESTIMATORS = (*KL_ESTIMATORS, "full")
+"""In rewards also the exact KL over the vocabulary, which a model gives and no estimate."""
 KL_LOSS_ESTIMATORS = (*KL_ESTIMATORS, *(f"{name}+" for name in KL_ESTIMATORS), "full")
-"""In a loss also straight-through forms, and the exact KL over the vocabulary, which a model gives and no estimate."""
+"""In a loss also that, and straight-through forms."""
 
 
 def kl_estimate(
@@ -65,6 +66,42 @@ def kl_estimate(
     raise types.UserError(
         f"KL estimator '{estimator}' is unknown: choose one of {', '.join(KL_LOSS_ESTIMATORS[:-1])}"
     )
+
+
+def kl_in_rewards(
+    log_probs: Float[Array, "B T"],
+    reference_log_probs: Float[Array, "B T"],
+    exact: Float[Array, "B T"] | None,
+    mask: Bool[Array, "B T"],
+    estimator: str,
+) -> Float[Array, "B T"]:
+    """Return the KL of each response token that rewards are shaped with: an estimate, or the exact one.
+
+    full  Σ_v π_θ(v)·(log π_θ(v) − log π_ref(v)) given the tokens before, whatever token was sampled: the mean that
+          k1 and k3 are estimates of, without their noise.
+
+    Args:
+      log_probs: of the policy before its update.
+      reference_log_probs: of the reference.
+      exact: KL over the whole vocabulary; read by `full` alone.
+      mask: response tokens; elsewhere 0 is returned.
+      estimator: one of KL_REWARD_ESTIMATORS, static under jit.
+
+    Raises:
+      UserError: unknown estimator; `full` where no model measured it.
+    """
+    if estimator == "full":
+        return exact_kl(exact, mask)
+    return on_mask(kl_estimate(log_probs, reference_log_probs, estimator), mask)
+
+
+def exact_kl(measured: Float[Array, "B T"] | None, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+    """Return the KL over the vocabulary that a model measured, 0 off the mask; UserError where none did."""
+    if measured is None:
+        raise types.UserError(
+            "the KL over the whole vocabulary needs the reference's weights beside the policy's"
+        )
+    return on_mask(measured, mask)
 
 
 def shape_rewards(

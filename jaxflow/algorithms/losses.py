@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from jaxflow import types
 from jaxflow.algorithms.aggregate import aggregate
 from jaxflow.algorithms.importance import off_policy_sequences
-from jaxflow.algorithms.kl import kl_estimate
+from jaxflow.algorithms.kl import exact_kl, kl_estimate
 from jaxflow.algorithms.masked import masked_sum, on_mask
 from jaxflow.algorithms.objectives import Objective, clipped_value_loss
 
@@ -87,11 +87,7 @@ class PolicyLoss:
         mask = batch.response_mask
         if self.kl_estimator != "full":
             return kl_estimate(log_probs, on_mask(batch.reference_log_probs, mask), self.kl_estimator)
-        if output.reference_kl is None:
-            raise types.UserError(
-                "the KL over the whole vocabulary needs the reference's weights beside the policy's"
-            )
-        return on_mask(output.reference_kl, mask)
+        return exact_kl(output.reference_kl, mask)
 
     def _aggregate(
         self, losses: Float[Array, "B T"], mask: Bool[Array, "B T"], counts: types.Counts

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxflow import types
-from jaxflow.algorithms.kl import kl_estimate, shape_rewards
+from jaxflow.algorithms.kl import kl_in_rewards, shape_rewards
 from jaxflow.algorithms.masked import masked_mean, masked_sum, masked_variance, on_mask
 
 Scalars = dict[str, Float[Array, ""]]
@@ -32,7 +32,7 @@ def experience_statistics(
       scores: one per sequence.
       experience: made of them.
       kl_coefficient: β that the rewards were made with.
-      kl_estimator: of the KL in the rewards, one of KL_ESTIMATORS.
+      kl_estimator: of the KL in the rewards, one of KL_REWARD_ESTIMATORS.
       max_response_tokens: responses this long count as cut (`response_length/clip_ratio`).
       with_critic: whether the values are a critic's, and worth figures.
     """
@@ -41,7 +41,7 @@ def experience_statistics(
     response_tokens = jnp.sum(mask, axis=1)
     actor_log_probs = on_mask(experience.actor_log_probs, mask)
     reference_log_probs = on_mask(experience.reference_log_probs, mask)
-    kl = kl_estimate(actor_log_probs, reference_log_probs, kl_estimator)
+    kl = kl_in_rewards(actor_log_probs, reference_log_probs, experience.reference_kl, mask, kl_estimator)
     rewards = jnp.sum(shape_rewards(scores.scores, kl, mask, kl_coefficient), axis=1)
     cut = jnp.asarray(response_tokens >= max_response_tokens, jnp.float32)
     statistics = {

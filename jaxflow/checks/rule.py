@@ -42,7 +42,7 @@ def rule_problems(config: Config) -> Iterator[str]:
 def rule_warnings(config: Config) -> Iterator[str]:
     """Say what runs and is hardly meant."""
     rule, estimator = config.algorithm, _estimator(config, load_dataflow(config.algorithm.name))
-    if not _uses_reference(config) and "reference" in _placed(config):
+    if not rule.kl.estimated and "reference" in _placed(config):
         yield (
             "a pool holds a reference that nothing reads: the algorithm.kl coefficients that would are 0; take the"
             " role out of its pool and its weights out of memory"
@@ -70,12 +70,6 @@ def rule_warnings(config: Config) -> Iterator[str]:
 
 def _placed(config: Config) -> set[str]:
     return {role for pool in config.cluster.pools.values() for role in pool.roles}
-
-
-def _uses_reference(config: Config) -> bool:
-    """Return whether a formula reads what the role reference says; of the KL over the vocabulary the actor sees to."""
-    kl = config.algorithm.kl
-    return kl.reward_coefficient > 0 or (kl.loss_coefficient > 0 and kl.loss_estimator != "full")
 
 
 def _estimator(config: Config, dataflow: Dataflow) -> str:
@@ -162,7 +156,7 @@ def _kl_problems(config: Config, dataflow: Dataflow) -> Iterator[str]:
             "algorithm.kl.reward_coefficient = 0 with algorithm.kl.controller = adaptive: the controller"
             " multiplies, so it would stay 0; start above 0 or set the controller to fixed"
         )
-    if _uses_reference(config) and "reference" in dataflow.optional and "reference" not in _placed(config):
+    if kl.estimated and "reference" in dataflow.optional and "reference" not in _placed(config):
         yield (
             f"algorithm.kl.reward_coefficient = {kl.reward_coefficient:g} and algorithm.kl.loss_coefficient ="
             f" {kl.loss_coefficient:g} need a reference, and no pool has one: add the role reference to one of"
@@ -179,6 +173,11 @@ def _off_policy_problems(config: Config) -> Iterator[str]:
                     f"algorithm.off_policy.{key} = {vars(rule)[key]!r} with bypass: the ratio is taken against the"
                     " sampler already, and its weight would count twice; set one of them off"
                 )
+        if config.algorithm.kl.exact_in_rewards:
+            yield (
+                "algorithm.kl.reward_estimator = 'full' with algorithm.off_policy.bypass: the KL over the vocabulary is"
+                " measured in the scoring pass that bypass leaves out; set the estimator to k3, or bypass to false"
+            )
     for low, high, read in (
         ("lower", "upper", rule.level != "off" and rule.bounds == "mask"),
         ("rejection_lower", "rejection_upper", rule.rejection != "off"),

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from jaxflow.algorithms.advantages import ESTIMATORS
 from jaxflow.algorithms.aggregate import AGGREGATIONS
 from jaxflow.algorithms.importance import BOUNDS, LEVELS
-from jaxflow.algorithms.kl import KL_ESTIMATORS, KL_LOSS_ESTIMATORS
+from jaxflow.algorithms.kl import KL_LOSS_ESTIMATORS, KL_REWARD_ESTIMATORS
 from jaxflow.algorithms.objectives import OBJECTIVES
 from jaxflow.algorithms.selection import DYNAMIC_SAMPLING_METRICS, REWEIGHTINGS
 from jaxflow.config import Config, flatten
@@ -51,7 +51,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "algorithm.estimator": ("", *ESTIMATORS),
     "algorithm.objective": OBJECTIVES,
     "algorithm.loss_aggregation": AGGREGATIONS,
-    "algorithm.kl.reward_estimator": KL_ESTIMATORS,
+    "algorithm.kl.reward_estimator": KL_REWARD_ESTIMATORS,
     "algorithm.kl.loss_estimator": KL_LOSS_ESTIMATORS,
     "algorithm.kl.controller": ("fixed", "adaptive"),
     "algorithm.off_policy.level": ("off", *LEVELS),

@@ -14,7 +14,8 @@ class KLConfig:
     """The pull towards the reference."""
 
     reward_coefficient: float = 0.001  # β of −β·KL_t in the token rewards; the start value if adaptive
-    reward_estimator: str = "k1"  # k1 | k2 | k3 | abs
+    # k1 | k2 | k3 | abs; full: exact, over the whole vocabulary, measured by the actor as for a loss (below).
+    reward_estimator: str = "k1"
     controller: str = "fixed"  # fixed | adaptive
     target: float = 0.1  # adaptive: nats per token aimed at
     horizon_sequences: float = 10000.0  # adaptive: larger is slower
@@ -22,6 +23,22 @@ class KLConfig:
     # k1 | k2 | k3 | abs, or one of them with a plus: its value, and the gradient of k2; full: exact, over the whole
     # vocabulary, from the reference's weights beside the actor's (their memory, and a second forward pass).
     loss_estimator: str = "k3"
+
+    @property
+    def exact_in_rewards(self) -> bool:
+        """Return whether rewards are shaped with the KL over the whole vocabulary."""
+        return self.reward_coefficient > 0 and self.reward_estimator == "full"
+
+    @property
+    def exact_in_loss(self) -> bool:
+        """Return whether the policy's loss holds the KL over the whole vocabulary."""
+        return self.loss_coefficient > 0 and self.loss_estimator == "full"
+
+    @property
+    def estimated(self) -> bool:
+        """Return whether anything reads the reference's log-probs of sampled tokens."""
+        in_rewards = self.reward_coefficient > 0 and not self.exact_in_rewards
+        return in_rewards or (self.loss_coefficient > 0 and not self.exact_in_loss)
 
 
 @dataclasses.dataclass(frozen=True)

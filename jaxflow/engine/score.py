@@ -121,9 +121,9 @@ class Scorer:
         self._rows = Rows(layout.mesh, layout.axes["batch"])
 
         @functools.partial(jax.jit, out_shardings=layout.sharding(("batch",)))
-        def score(params: Params, tokens: Array) -> TokenLogProbs | Array:
+        def score(params: Params, tokens: Array, reference: Params | None = None) -> TokenLogProbs | Array:
             if model.kind is LanguageModel:
-                return token_log_probs(model, params, tokens, temperature, layout)
+                return token_log_probs(model, params, tokens, temperature, layout, reference)
             return token_values(model, params, tokens, layout)
 
         self._score = score
@@ -132,7 +132,9 @@ class Scorer:
         """Trace the program of a pass for arrays of these shapes; none need exist."""
         return self._score.trace(params, tokens)
 
-    def _run(self, params: Params, tokens: np.ndarray, lengths: np.ndarray) -> TokenLogProbs | np.ndarray:
+    def _run(
+        self, params: Params, tokens: np.ndarray, lengths: np.ndarray, reference: Params | None
+    ) -> TokenLogProbs | np.ndarray:
         everyones = self._rows.gather(lengths)
         pending = []
         # Dispatch all before reading any: the device never waits for the host between micro-batches.
@@ -140,18 +142,26 @@ class Scorer:
         for micro in plan_micro_batches(everyones, budget, self._rows.blocks):
             mine = self._rows.local(micro.rows, len(everyones))
             placed = self._rows.place(take(tokens, mine, micro.padded_length))
-            pending.append((mine, self._score(params, placed)))
+            pending.append((mine, self._score(params, placed, reference)))
         return scatter([(mine, self._rows.fetch(scored)) for mine, scored in pending], tokens.shape)
 
     def log_probs(
-        self, params: Params, tokens: np.ndarray, lengths: np.ndarray, response_mask: np.ndarray
+        self,
+        params: Params,
+        tokens: np.ndarray,
+        lengths: np.ndarray,
+        response_mask: np.ndarray,
+        reference: Params | None = None,
     ) -> TokenLogProbs:
-        """Return log-probs and entropy [B, T] float32, zero off the mask (a language model's)."""
-        said = self._run(params, tokens, lengths)
+        """Return log-probs and entropy [B, T] float32, zero off the mask (a language model's).
+
+        With frozen weights of a reference also the KL to it over the whole vocabulary.
+        """
+        said = self._run(params, tokens, lengths, reference)
         return jax.tree.map(lambda leaf: np.where(response_mask, leaf, np.float32(0.0)), said)
 
     def values(
         self, params: Params, tokens: np.ndarray, lengths: np.ndarray, response_mask: np.ndarray
     ) -> np.ndarray:
         """Return values [B, T] float32, zero off the mask (a scalar model's)."""
-        return np.where(response_mask, self._run(params, tokens, lengths), np.float32(0.0))
+        return np.where(response_mask, self._run(params, tokens, lengths, None), np.float32(0.0))

@@ -73,7 +73,8 @@ class Estimator:
     ) -> Experience:
         reference_log_probs = None if reference is None else reference.log_probs
         told = (scores, actor.log_probs, reference_log_probs, values, greedy_scores)
-        return self._rows.fetch(self._experience(*self._placed(rollout, *told), kl_coefficient))
+        *placed, reference_kl = self._placed(rollout, *told, actor.reference_kl)
+        return self._rows.fetch(self._experience(*placed, kl_coefficient, reference_kl))
 
     @exposed("adv", THREE_D_PROTO)
     def experience(

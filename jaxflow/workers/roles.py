@@ -176,8 +176,9 @@ class Actor(Saved):
         if self._config.algorithm.off_policy.bypass:
             sampled = rollout.rollout_log_probs
             return TokenLogProbs(sampled, np.zeros_like(sampled))
+        reference = self._trained.reference if self._config.algorithm.kl.exact_in_rewards else None
         return self._scorer.log_probs(
-            self._trained.params, rollout.tokens, rollout.lengths, rollout.response_mask
+            self._trained.params, rollout.tokens, rollout.lengths, rollout.response_mask, reference
         )
 
     @exposed("update_actor", THREE_D_PROTO, replicated=True)
@@ -203,8 +204,8 @@ class Actor(Saved):
 
     @exposed("load", ONE_TO_ALL)
     def load_reference(self, directory: str) -> ReadReport | None:
-        """Read the frozen weights that the loss compares the policy with over the whole vocabulary."""
-        return self._trained.load_reference(Path(directory))
+        """Read the frozen weights that the policy is compared with over the whole vocabulary."""
+        return self._trained.load_reference(Path(directory), self._config.algorithm.kl.exact_in_loss)
 
     @exposed("load", ONE_TO_ALL)
     def restore(self, directory: str) -> None:

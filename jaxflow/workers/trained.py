@@ -68,6 +68,9 @@ class TrainedModel:
         self._max_skipped_updates = max_skipped_updates
         self._state: TrainState | None = None
         self._base = ""  # directory of the weights beside adapters; empty: random ones
+        self.reference: Params | None = (
+            None  # frozen weights of the same decoder, where someone compares with them
+        )
 
     @property
     def params(self) -> Params:
@@ -123,11 +126,12 @@ class TrainedModel:
         self._begin(self._with_adapters(params), str(directory))
         return report
 
-    def load_reference(self, directory: Path) -> ReadReport | None:
-        """Read frozen weights of the same decoder that the loss compares with; return what reading took."""
+    def load_reference(self, directory: Path, for_loss: bool) -> ReadReport | None:
+        """Read frozen weights of the same decoder, with which the loss compares where asked; say what reading took."""
         base = self._model.base
-        parts = tuple(base.shapes)
-        self._trainer.reference, report = load_weights(directory, base, self._layout, parts)
+        self.reference, report = load_weights(directory, base, self._layout, tuple(base.shapes))
+        if for_loss:
+            self._trainer.reference = self.reference
         return report
 
     def load_backbone(self, directory: Path) -> ReadReport | None:

@@ -9,6 +9,7 @@ import pytest
 import reference
 
 from jaxflow.algorithms.experience import CovarianceRule, ExperienceEstimator, OffPolicyRule
+from jaxflow.algorithms.statistics import experience_statistics
 from jaxflow.types import UserError
 
 ESTIMATOR = ExperienceEstimator(
@@ -51,6 +52,23 @@ def test_experience_is_kl_shaping_then_gae_then_whitening(
     expected = reference.whiten(advantages, mask) if whiten_advantages else advantages
     np.testing.assert_allclose(experience.advantages, expected, atol=1e-5)
     np.testing.assert_allclose(experience.returns, returns, atol=1e-5)
+
+
+def test_a_kl_over_the_vocabulary_shapes_rewards_as_it_is_and_is_kept_for_the_figures(
+    rollout, scores, models, draw, mask
+):
+    settings = dataclasses.replace(ESTIMATOR, kl_reward_estimator="full", whiten_advantages=False)
+    measured = np.where(mask, np.abs(draw(*mask.shape)), np.nan).astype(np.float32)
+    rewards = reference.shape_rewards(scores.scores, measured, mask, 0.2)
+    advantages, _ = reference.gae(rewards, models[2], mask, 0.99, 0.95)
+    experience = jax.jit(settings)(rollout, scores, *models, None, 0.2, measured)
+    np.testing.assert_allclose(experience.advantages, advantages, atol=1e-5)
+    np.testing.assert_array_equal(experience.reference_kl, np.where(mask, measured, 0))
+    figures = experience_statistics(rollout, scores, experience, 0.2, "full", 4, with_critic=True)
+    assert float(figures["actor/reward_kl_penalty"]) == pytest.approx(measured[mask].mean(), rel=1e-6)
+    assert ESTIMATOR(rollout, scores, *models, None, 0.2).reference_kl is None
+    with pytest.raises(UserError, match="needs the reference's weights beside the policy's"):
+        settings(rollout, scores, *models, None, 0.2)
 
 
 def test_every_field_is_zero_off_the_mask_and_carried_unchanged_on_it(rollout, scores, models, mask):

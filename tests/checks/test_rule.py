@@ -69,6 +69,10 @@ def safe(tmp_path, **changes):
             },
             "no token would count",
         ),
+        (
+            {"algorithm__off_policy__bypass": True, "algorithm__kl__reward_estimator": "full"},
+            "measured in the scoring pass that bypass leaves out",
+        ),
         ({"algorithm__clip_cov__covariance_low": 6.0}, "leaves nothing below"),
         ({"algorithm__estimator": "gdpo"}, "needs algorithm.gdpo.components"),
         (
@@ -86,6 +90,7 @@ def test_each_unmet_need_of_the_group_family_is_named(changes, expected):
 def test_needs_of_one_algorithm_are_not_asked_of_another():
     check(grpo(), 100, 8)
     check(grpo(cluster__pools__main__roles=ALONE, **NO_KL), 100, 8)
+    check(grpo(cluster__pools__main__roles=ALONE, algorithm__kl__reward_estimator="full"), 100, 8)
     check(grpo(algorithm__estimator="rloo", algorithm__dynamic_sampling__max_refills=3), 100, 8)
     check(config(rollout__temperature=0.0), 100, 8)
     check(grpo(algorithm__objective="gspo_token", algorithm__loss_aggregation="seq-mean-token-sum"), 100, 8)

@@ -117,6 +117,10 @@ def test_the_kl_over_the_vocabulary_is_exact_and_what_a_single_token_estimates(p
     # Under π_θ the estimate k1 of a sampled token is log π_θ − log π_ref, whose mean this is.
     mean = np.sum(np.exp(ours) * ours, axis=-1) - np.sum(np.exp(ours) * theirs, axis=-1)
     np.testing.assert_allclose(expected, mean[:, :-1], rtol=1e-6)
+    # The scorer measures it in the same pass, however rows are cut.
+    scorer, mask = Scorer(tiny.LANGUAGE_MODEL, LAYOUT, 64, 0.7), BATCH.response_mask
+    measured = scorer.log_probs(params, BATCH.tokens, BATCH.lengths, mask, other).reference_kl
+    np.testing.assert_allclose(measured, np.where(mask, whole.reference_kl, 0), rtol=1e-3, atol=TOLERANCE)
     itself = said(params, params)
     np.testing.assert_allclose(itself.reference_kl, 0, atol=1e-5)
     np.testing.assert_array_equal(itself.log_probs, whole.log_probs)

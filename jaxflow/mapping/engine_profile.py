@@ -40,11 +40,10 @@ class EngineProfile:
 
 # float32 masters are the weights, cast where they are used (models/layers.py); the gradient of a micro-batch is made
 # whole and then added (engine/train.py). Decoding is one compiled loop: the host takes no part in it, and each step
-# attends to the whole cache under a mask (engine/attention.py). update_bytes: weights and moments are new arrays until
-# it is known whether the gradient was finite (engine/train.py). layer_copies: layers are cut out of their stack once
-# for the whole loop (models/transformer.py). These two were read off the programs as compiled for H100
-# (docs/planning.md). call_seconds: experiments/controller_overhead.md, 16 processes and 1,024 rows: 0.39 s per step of
-# nine calls.
+# attends to the whole cache under a mask (engine/attention.py). update_bytes: weights and moments are written where
+# they were read (engine/train.py). layer_copies: layers are cut out of their stack once for the whole loop
+# (models/transformer.py). These two were read off the programs as compiled for H100 (docs/planning.md). call_seconds:
+# experiments/controller_overhead.md, 16 processes and 1,024 rows: 0.39 s per step of nine calls.
 JAXFLOW = EngineProfile(
     name="jaxflow",
     weight_bytes=4,
@@ -54,7 +53,7 @@ JAXFLOW = EngineProfile(
     optimizer_bytes=8,
     gradient_bytes=4,
     gradient_copies=2,
-    update_bytes=12,
+    update_bytes=0,
     layer_copies=1,
     gradients_at_rest=False,
     optimizer_over_data=False,

@@ -1,6 +1,6 @@
 """DPO after a warm start on mediocre answers: two minutes on two CPU cores, no download.
 
---config.algorithm.preference.loss=ipo and --config.algorithm.name=kto are its relatives.
+--config.algorithm.preference.loss=ipo is its relative; kto_tiny.py learns from single responses instead of pairs.
 """
 
 import pathlib

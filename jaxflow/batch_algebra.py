@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 
 from jaxflow.config import ActorConfig, Config, CriticConfig, RewardConfig
-from jaxflow.dataflow import PROMPTS, load_dataflow
+from jaxflow.dataflow import PAIRS, PROMPTS, load_dataflow
 from jaxflow.engine.batching import plan_micro_batches
 from jaxflow.engine.pipeline import bubble
 from jaxflow.models.decoder_config import DecoderConfig
@@ -153,7 +153,7 @@ def sequences_per_step(config: Config) -> int:
 
 def sequences_per_row(config: Config) -> int:
     """Return the sequences that stand in one row of a step's batch: two where it is a pair."""
-    return 1 if load_dataflow(config.algorithm.name).batches in (PROMPTS, "demonstrations") else 2
+    return 2 if load_dataflow(config.algorithm.name).batches in PAIRS else 1
 
 
 def longest_sequence_tokens(config: Config) -> int:

@@ -193,6 +193,7 @@ def _source(config: Config, batches: str, tokenizer: Tokenizer) -> Source:
         data.response_key,
         data.chosen_key,
         data.rejected_key,
+        data.label_key,
         data.margin_key,
         data.chosen_safe_key,
         data.rejected_safe_key,

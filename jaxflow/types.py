@@ -200,12 +200,14 @@ class Span:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Judgements:
-    """Responses known to be right or wrong, for a verifier to learn from."""
+    """Responses known to be right or wrong, wanted or unwanted: each by itself, none compared with another."""
 
     tokens: Int[Array, "B T"]  # int32
     lengths: Int[Array, "B"]  # int32, prompt + response tokens
     response_mask: Bool[Array, "B T"]  # true on response tokens, the end token included where there is one
     labels: Float[Array, "B"]  # float32, 1: right, 0: wrong
+    reference_log_probs: Float[Array, "B T"] | None = None  # float32, of the frozen policy; None: not asked
+    reference_points: Float[Array, "B"] | None = None  # float32 nats, KTO's z; None: not asked
 
 
 @jax.tree_util.register_dataclass
@@ -228,7 +230,6 @@ class Preferences:
     chosen_harm: Float[Array, "B"]  # float32, +1: the chosen response is unsafe, -1: safe, 0: not told
     rejected_harm: Float[Array, "B"]  # float32
     reference_log_probs: Float[Array, "B 2 T"] | None = None  # float32, of the frozen policy; None: not asked
-    reference_points: Float[Array, "B"] | None = None  # float32 nats, KTO's z; None: not asked
 
     @property
     def lengths(self) -> Int[np.ndarray, "B"]:

@@ -81,8 +81,8 @@ class FakeRole:
     def measure(self, batch, *told):
         return self._call("measure", batch, *told)
 
-    def unrelated(self, preferences):
-        return self._call("unrelated", preferences)
+    def mismatched(self, judgements):
+        return self._call("mismatched", judgements)
 
     def reference_points(self, log_probs, reference_log_probs):
         return self._call("reference_points", log_probs, reference_log_probs)

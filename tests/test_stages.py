@@ -1,7 +1,10 @@
-"""The stages before reinforcement learning are runs like any other: resumed bit for bit, each the next one's start."""
+"""The stages before reinforcement learning are runs like any other: resumed bit for bit, each the next one's start,
+over any number of processes."""
+
+import math
 
 import pytest
-from runs import StopAfter, rows, run_here
+from runs import StopAfter, flags, rows, run_here, run_to_end
 
 from jaxflow.config import pool
 
@@ -29,6 +32,28 @@ def test_a_stage_that_was_stopped_goes_on_as_if_never_stopped(tmp_path, name):
     assert stage(name, tmp_path / "halves", StopAfter(2))[0] == 143
     assert stage(name, tmp_path / "halves")[0] == 0
     assert rows(tmp_path / "halves") == rows(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft", "reward_model", "kto"])
+def test_two_processes_learn_what_one_does(tmp_path, name):
+    """Rows, counts, and what is measured on other rows' prompts are of the whole step, whoever holds them."""
+    asked = {"run.total_steps": 2, "data.validation_prompts": 8}
+    assert stage(name, tmp_path / "one", **asked)[0] == 0
+    roles, own = STAGES[name]
+    roles = tuple(
+        role for role in roles if role != "reward" or name != "sft"
+    )  # no answers: the loss tells enough
+    changes = {**ALONE, "algorithm.name": name, **own, **asked}
+    ended = run_to_end(*flags(tmp_path / "two", {"main": pool(roles, 2, 1, data=2)}, **changes))
+    assert ended.code == 0, ended.errors
+    for found, wanted in zip(rows(tmp_path / "two"), rows(tmp_path / "one"), strict=True):
+        told = {
+            key: value for key, value in found.items() if key.startswith((name, f"val-core/{name}", "actor"))
+        }
+        assert f"val-core/{name}/loss" in told or f"{name}/loss" in told
+        for key, value in told.items():
+            assert math.isclose(value, wanted[key], rel_tol=2e-3, abs_tol=2e-5), (key, value, wanted[key])
 
 
 @pytest.mark.slow

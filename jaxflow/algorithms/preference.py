@@ -1,15 +1,17 @@
-"""Losses of pairs: a scalar model that ranks responses or prices their harm, a policy that prefers by itself.
+"""Losses of preferences: a scalar model that ranks responses or prices their harm, a policy that prefers by itself.
 
 Knows arrays, never a model. As in losses.py, what a call returns adds up over micro-batches and devices, which take
-whole pairs: `counts.sequences` counts pairs here.
+whole pairs: where a row is one, `counts.sequences` counts pairs.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxflow import types
@@ -17,7 +19,7 @@ from jaxflow.algorithms.losses import Parts
 from jaxflow.algorithms.masked import masked_sum, on_mask
 from jaxflow.algorithms.verifier import last_value
 
-PREFERENCE_LOSSES = ("sigmoid", "ipo", "kto")
+PREFERENCE_LOSSES = ("sigmoid", "ipo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +90,8 @@ class CostModelLoss:
 class PreferenceLoss:
     """A policy's loss on pairs, with ρ = Σ_m (log π_θ − log π_ref) of a response, w chosen, l rejected.
 
-      sigmoid  −(1 − ε)·log σ(β(ρ_w − ρ_l)) − ε·log σ(−β(ρ_w − ρ_l))   DPO (arXiv:2305.18290), ε its noise of labels
-      ipo      (ρ_w − ρ_l − 1/(2β))²                                    IPO (arXiv:2310.12036), ρ a sum as there
-      kto      (1 − σ(β(ρ_w − z))) / 2 + (1 − σ(β(z − ρ_l))) / 2        KTO (arXiv:2402.01306), both weights 1
-
-    z, KTO's reference point, is the batch's own, per row: see `reference_points`.
+    sigmoid  −(1 − ε)·log σ(β(ρ_w − ρ_l)) − ε·log σ(−β(ρ_w − ρ_l))   DPO (arXiv:2305.18290), ε its noise of labels
+    ipo      (ρ_w − ρ_l − 1/(2β))²                                    IPO (arXiv:2310.12036), ρ a sum as there
     """
 
     kind: str  # one of PREFERENCE_LOSSES
@@ -118,11 +117,6 @@ class PreferenceLoss:
                 losses = losses + self.label_smoothing * jax.nn.softplus(self.beta * lead)
             case "ipo":
                 losses = jnp.square(lead - 1 / (2 * self.beta))
-            case "kto":
-                point = on_mask(batch.reference_points, paired)
-                gained = jax.nn.sigmoid(self.beta * (chosen - point))
-                avoided = jax.nn.sigmoid(self.beta * (point - rejected))
-                losses = (1 - gained) / 2 + (1 - avoided) / 2
             case _:
                 raise types.UserError(
                     f"preference loss {self.kind!r} is unknown: choose one of {', '.join(PREFERENCE_LOSSES)}"
@@ -141,6 +135,86 @@ class PreferenceLoss:
             "dpo/chosen_log_prob": pair_mean(log_probs[:, 0]),
             "dpo/rejected_log_prob": pair_mean(log_probs[:, 1]),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class KTOLoss:
+    """KTO on single responses (arXiv:2402.01306), with ρ = Σ_m (log π_θ − log π_ref) of a response.
+
+      wanted    λ_D·(1 − σ(β(ρ − z)))
+      unwanted  λ_U·(1 − σ(β(z − ρ)))
+
+    z, from where gains and losses count, is the batch's own, per row, and a constant: see `mismatched`.
+    """
+
+    beta: float  # β, per nat
+    desirable_weight: float  # λ_D
+    undesirable_weight: float  # λ_U
+
+    def __call__(
+        self, output: types.TokenLogProbs, batch: types.Judgements, counts: types.Counts
+    ) -> tuple[Float[Array, ""], Parts]:
+        """Return the loss per response and its parts.
+
+        `kto/accuracy` is how often ρ − z has the sign of the label. The implicit rewards β·ρ of wanted and of unwanted
+        responses are told as sums over all responses' number, with the share of the wanted beside them: whoever has
+        the whole batch's parts can divide (`reward_means`).
+        """
+        mask, judged = batch.response_mask, jnp.any(batch.response_mask, axis=1)
+        moved = on_mask(output.log_probs, mask) - on_mask(batch.reference_log_probs, mask)
+        rewards = self.beta * jnp.sum(moved, axis=1)
+        gains = rewards - self.beta * on_mask(batch.reference_points, judged)
+        wanted = judged & (on_mask(batch.labels, judged) > 0.5)
+        losses = jnp.where(
+            wanted,
+            self.desirable_weight * jax.nn.sigmoid(-gains),  # 1 − σ(x) = σ(−x)
+            self.undesirable_weight * jax.nn.sigmoid(gains),
+        )
+
+        def over_all(x: Array, rows: Bool[Array, "B"]) -> Float[Array, ""]:
+            return masked_sum(x, rows) / counts.sequences
+
+        loss = over_all(losses, judged)
+        return loss, {
+            "kto/loss": loss,
+            "kto/accuracy": _share((gains > 0) == wanted, judged, counts),
+            "kto/desirable_share": _share(wanted, judged, counts),
+            "kto/desirable_reward_sum": over_all(rewards, wanted),
+            "kto/undesirable_reward_sum": over_all(rewards, judged & ~wanted),
+        }
+
+
+def reward_means(parts: Mapping[str, float]) -> dict[str, float]:
+    """Return KTO's parts of a whole batch with means of the implicit rewards in the place of their sums.
+
+    A kind of response that the batch has none of has no mean.
+    """
+    told = {name: value for name, value in parts.items() if not name.endswith("_reward_sum")}
+    share = told["kto/desirable_share"]
+    for kind, part in (("desirable", share), ("undesirable", 1.0 - share)):
+        if part > 0.0:
+            told[f"kto/{kind}_reward"] = parts[f"kto/{kind}_reward_sum"] / part
+    return told
+
+
+def mismatched(batch: types.Judgements) -> types.Demonstrations:
+    """Put each row's response behind the prompt of the next one: what is nobody's answer, on the host.
+
+    On these sequences KTO estimates its reference point, z = max(0, ⟨Σ_m (log π_θ − log π_ref)⟩) over rows: the KL
+    of the policy as a whole, not of good or bad answers (arXiv:2402.01306, §4).
+    """
+    mask, lengths = np.asarray(batch.response_mask), np.asarray(batch.lengths)
+    given = np.roll(np.arange(len(lengths)), 1)  # whose response stands behind each prompt
+    counts = np.sum(mask, axis=1, dtype=np.int32)
+    firsts = np.where(counts > 0, np.argmax(mask, axis=1), lengths).astype(np.int32)
+    width = int(np.max(firsts + counts[given]))
+    tokens, response_mask = np.zeros((len(lengths), width), np.int32), np.zeros((len(lengths), width), bool)
+    for row, other in enumerate(given):
+        start, end = firsts[row], firsts[row] + counts[other]
+        tokens[row, :start] = batch.tokens[row, :start]
+        tokens[row, start:end] = batch.tokens[other][mask[other]]
+        response_mask[row, start:end] = True
+    return types.Demonstrations(tokens, firsts + counts[given], response_mask)
 
 
 def _last_values(

@@ -48,19 +48,33 @@ def stage_problems(config: Config) -> Iterator[str]:
     if config.algorithm.off_policy.bypass:
         yield f"algorithm.off_policy.bypass: {name} has no sampler whose log-probs could stand for the policy's"
     if dataflow.batches != "demonstrations":
-        yield from _pair_problems(config, dataflow.cast)
+        yield from _preference_problems(config)
+        yield from _budget_problems(config, dataflow.cast)
     for role in taught_judges(config):
         settings = vars(config)[role]
         if settings.weights and config.actor.weights:
             yield f"{role}.weights and actor.weights: {name} starts from one of them; set the other to ''"
 
 
-def _pair_problems(config: Config, cast: tuple[str, ...]) -> Iterator[str]:
+def _preference_problems(config: Config) -> Iterator[str]:
     preference, name = config.algorithm.preference, config.algorithm.name
     if name == "kto" and (preference.loss != "sigmoid" or preference.label_smoothing > 0.0):
         yield "algorithm.preference.loss and label_smoothing are dpo's; kto has a loss of its own: leave them alone"
+    if name != "kto" and (preference.desirable_weight, preference.undesirable_weight) != (1.0, 1.0):
+        yield (
+            "algorithm.preference.desirable_weight and undesirable_weight weigh single responses, which kto alone"
+            f" learns from: leave both at 1 in {name}"
+        )
+    if name == "kto" and min(config.data.prompts_per_step, config.actor.minibatch_sequences) < 2:
+        yield (
+            "kto measures the policy on responses behind each other's prompts, and a step of one response has no other:"
+            " set data.prompts_per_step and actor.minibatch_sequences to at least 2"
+        )
     if preference.loss == "ipo" and preference.label_smoothing > 0.0:
         yield "algorithm.preference.label_smoothing is of the loss sigmoid, not of ipo: set it to 0"
+
+
+def _budget_problems(config: Config, cast: tuple[str, ...]) -> Iterator[str]:
     longest, sequences = longest_sequence_tokens(config) + _MORE_IN_PAIRS, sequences_per_row(config)
     needed = sequences * ladder(longest, LENGTH_UNIT)
     learners = [role for role in ("actor", *taught_judges(config)) if role in cast]
@@ -71,7 +85,8 @@ def _pair_problems(config: Config, cast: tuple[str, ...]) -> Iterator[str]:
         budgets.append(("rollout.score_microbatch_tokens_per_device", score))
     for key, tokens in budgets:
         if tokens < needed:
+            row = f"pair: {sequences} sequences" if sequences > 1 else "response with its prompt: a sequence"
             yield (
-                f"{key} = {tokens} cannot hold the longest pair: {sequences} sequences of up to {longest} tokens,"
+                f"{key} = {tokens} cannot hold the longest {row} of up to {longest} tokens,"
                 f" {needed} when padded; set it to at least {needed}"
             )

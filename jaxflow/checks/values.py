@@ -137,6 +137,8 @@ _RANGES: Mapping[str, _Range] = {
     "reward.center_coefficient": _FROM_ZERO,
     "algorithm.preference.beta": _ABOVE_ZERO,
     "algorithm.preference.label_smoothing": _Range(0, 0.5, high_open=True),
+    "algorithm.preference.desirable_weight": _ABOVE_ZERO,
+    "algorithm.preference.undesirable_weight": _ABOVE_ZERO,
     "run.total_epochs": _FROM_ZERO,
     **{
         f"{judge}.model.{key}": allowed

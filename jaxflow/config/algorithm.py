@@ -160,11 +160,14 @@ class LagrangeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceConfig:
-    """Of dpo and kto: a policy that learns from pairs."""
+    """Of dpo and kto: a policy that learns from what was preferred."""
 
     beta: float = 0.1  # β, per nat: larger holds the policy closer to the reference
     loss: str = "sigmoid"  # of dpo: sigmoid (DPO) | ipo
     label_smoothing: float = 0.0  # of sigmoid: share of pairs whose order is thought to be wrong
+    # Of kto: λ_D and λ_U. The paper: λ_D times the wanted responses is 1 to 4/3 of λ_U times the unwanted ones.
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,10 +20,13 @@ class DataConfig:
     response_key: str = "response"  # of sft: text, or a chat of one message; also found: completion, messages
     chosen_key: str = "chosen"  # of pairs; also found: PKU-SafeRLHF's response_0, response_1
     rejected_key: str = "rejected"
+    label_key: str = (
+        "label"  # of kto: whether the response was wanted, true or false; rows of pairs are two each
+    )
     margin_key: str = "margin"  # of reward_model, optional: by which the chosen score should at least lead
     chosen_safe_key: str = "chosen_safe"  # of cost_model: whether the chosen, less harmful response is safe
     rejected_safe_key: str = "rejected_safe"
-    # P; times rollout.samples_per_prompt = sequences per step. Of sft: demonstrations, of pairs: pairs per step.
+    # P; times rollout.samples_per_prompt = sequences per step. Of sft and kto: responses, of pairs: pairs per step.
     prompts_per_step: int = 256
     validation_prompts: int = 256  # at most; 0: all
     max_prompt_tokens: int = 512

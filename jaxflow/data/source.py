@@ -6,23 +6,26 @@ Knows no batches and no models.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
 from jaxflow.data.prompts import load_rows, prompt_lengths
 from jaxflow.data.records import Account
 from jaxflow.data.supervised import (
     DemonstrationRow,
+    JudgedRow,
     Keys,
     Limits,
     PreferenceRow,
     load_demonstrations,
+    load_judgements,
     load_preferences,
 )
 from jaxflow.data.tasks import TASKS, Task
 from jaxflow.data.tokenizer import HuggingFaceTokenizer, Tokenizer
 from jaxflow.types import PromptRow
 
-Row = PromptRow | DemonstrationRow | PreferenceRow
+Row = PromptRow | DemonstrationRow | JudgedRow | PreferenceRow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +96,7 @@ def load_supervised_source(
     """Read rows with their responses, or make the task's; UserError for what cannot be used.
 
     Args:
-        kind: demonstrations | preferences | safety_preferences, whose chosen responses are the safer ones.
+        kind: demonstrations | judgements | preferences | safety_preferences, whose chosen responses are the safer ones.
         task: built-in task, read where `train_files` is empty.
         train_files: .jsonl or .parquet.
         validation_files: of the same columns; none: nothing is held out.
@@ -104,10 +107,15 @@ def load_supervised_source(
         seed: of the task's split and of its pairs.
     """
 
-    def load(files: Sequence[str]) -> Account[DemonstrationRow] | Account[PreferenceRow]:
-        if kind == "demonstrations":
-            return load_demonstrations(files, tokenizer, keys, limits)
-        return load_preferences(files, tokenizer, keys, limits, kind == "safety_preferences")
+    def load(files: Sequence[str]) -> tuple[tuple[Row, ...], str]:
+        account: Account
+        if kind == "judgements":
+            account = load_judgements(files, tokenizer, keys, limits)
+            rows = tuple(itertools.chain(*account.rows))
+        else:
+            account = _loaded(kind, files, tokenizer, keys, limits)
+            rows = account.rows
+        return rows, "\n".join([*account.describe(), *_labels(rows), _lengths(rows)])
 
     if not train_files:
         built_in = TASKS[task]()
@@ -116,15 +124,24 @@ def load_supervised_source(
             for rows in (built_in.train_rows(seed), built_in.validation_rows(seed))
         )
         return _source(train, held_out, built_in, (), validation_rows, kind)
-    accounts = [load(files) for files in (train_files, validation_files) if files]
-    report = tuple("\n".join([*account.describe(), _lengths(account.rows)]) for account in accounts)
-    held_out = accounts[1].rows if validation_files else ()
-    return _source(accounts[0].rows, held_out, None, report, validation_rows, kind)
+    loaded = [load(files) for files in (train_files, validation_files) if files]
+    held_out = loaded[1][0] if validation_files else ()
+    return _source(loaded[0][0], held_out, None, tuple(said for _, said in loaded), validation_rows, kind)
+
+
+def _loaded(
+    kind: str, files: Sequence[str], tokenizer: Tokenizer, keys: Keys, limits: Limits
+) -> Account[DemonstrationRow] | Account[PreferenceRow]:
+    if kind == "demonstrations":
+        return load_demonstrations(files, tokenizer, keys, limits)
+    return load_preferences(files, tokenizer, keys, limits, kind == "safety_preferences")
 
 
 def _made(
     task: Task, rows: Sequence[PromptRow], kind: str, seed: int, tokenizer: Tokenizer
-) -> tuple[DemonstrationRow, ...] | tuple[PreferenceRow, ...]:
+) -> tuple[Row, ...]:
+    if kind == "judgements":
+        return tuple(itertools.chain(*(pair.judged for pair in task.pairs(rows, seed, False))))
     if kind != "demonstrations":
         return task.pairs(rows, seed, kind == "safety_preferences")
     end = tokenizer.end_ids[0]
@@ -151,7 +168,15 @@ def _asked(row: Row) -> PromptRow:
     return row if isinstance(row, PromptRow) else row.asked
 
 
-def _lengths(rows: Sequence[DemonstrationRow | PreferenceRow]) -> str:
+def _labels(rows: Sequence[Row]) -> list[str]:
+    """Say how many responses were wanted, where rows are judged: by that their weights are chosen."""
+    judged = [row.wanted for row in rows if isinstance(row, JudgedRow)]
+    return (
+        [f"{sum(judged):,} wanted responses, {len(judged) - sum(judged):,} unwanted ones"] if judged else []
+    )
+
+
+def _lengths(rows: Sequence[DemonstrationRow | JudgedRow | PreferenceRow]) -> str:
     asked = prompt_lengths([row.asked for row in rows])
     responses = [len(response) for row in rows for response in row.responses]
     return (

@@ -1,4 +1,4 @@
-"""Rows to learn from without generating: demonstrations, and pairs of which one response is better.
+"""Rows to learn from without generating: demonstrations, judged responses, and pairs of which one is better.
 
 Knows the columns (TRL's, verl's and PKU-SafeRLHF's names) and the limits. Does not know batches, losses or models.
 """
@@ -36,6 +36,20 @@ class DemonstrationRow:
 
 
 @dataclasses.dataclass(frozen=True)
+class JudgedRow:
+    """A prompt and a response to it that was wanted or not."""
+
+    asked: PromptRow
+    response: tuple[int, ...]  # token ids, the end token included where there is one
+    wanted: bool
+
+    @property
+    def responses(self) -> tuple[tuple[int, ...], ...]:
+        """Return all responses of the row."""
+        return (self.response,)
+
+
+@dataclasses.dataclass(frozen=True)
 class PreferenceRow:
     """A prompt and two responses to it, the better one first; of costs, the less harmful one."""
 
@@ -51,6 +65,11 @@ class PreferenceRow:
         """Return all responses of the row."""
         return (self.chosen, self.rejected)
 
+    @property
+    def judged(self) -> tuple[JudgedRow, JudgedRow]:
+        """Return both responses apart: the chosen one was wanted, the rejected one was not."""
+        return JudgedRow(self.asked, self.chosen, True), JudgedRow(self.asked, self.rejected, False)
+
 
 @dataclasses.dataclass(frozen=True)
 class Keys:
@@ -60,6 +79,7 @@ class Keys:
     response: str
     chosen: str
     rejected: str
+    label: str
     margin: str
     chosen_safe: str
     rejected_safe: str
@@ -106,21 +126,68 @@ def load_preferences(
     columns = _columns(keys, (keys.chosen, _NUMBERED[0]), "name it with data.chosen_key")
 
     def make(record: Record, place: str, stem: str) -> PreferenceRow | str:
-        if keys.chosen not in record and _NUMBERED[0] in record:
-            record = _ranked(record, place, keys, harm)
-        prompt, chosen, rejected = _compared(record, place, keys)
-        row = _made(record, place, stem, prompt, (chosen, rejected), tokenizer, limits, PreferenceRow)
-        if isinstance(row, str):
-            return row
-        if row.chosen == row.rejected:
-            return _SAME
-        labels = [_harm(record, place, key, harm) for key in (keys.chosen_safe, keys.rejected_safe)]
-        margin = float(optional(record, place, keys.margin, (int, float), "a number", 0.0))
-        if not math.isfinite(margin):
-            raise UserError(f"{place}: {keys.margin!r} is {margin}; it must be a finite number")
-        return dataclasses.replace(row, margin=margin, chosen_harm=labels[0], rejected_harm=labels[1])
+        return _pair(record, place, stem, tokenizer, keys, limits, harm)
 
     return read_account(files, columns, make, "pair")
+
+
+def load_judgements(
+    files: Sequence[str], tokenizer: Tokenizer, keys: Keys, limits: Limits
+) -> Account[tuple[JudgedRow, ...]]:
+    """Read responses that were wanted or not, each with its label; a row that has a pair instead gives two of them.
+
+    A row without a label is one of `load_preferences`, without harm.
+
+    Raises:
+        UserError: as `load_demonstrations` and `load_preferences`; also where a label is neither true nor false.
+    """
+    needed = (keys.label, keys.chosen, _NUMBERED[0])
+    columns = _columns(keys, needed, "name it with data.label_key or data.chosen_key")
+
+    def make(record: Record, place: str, stem: str) -> tuple[JudgedRow, ...] | str:
+        if record.get(keys.label) is None:
+            if not {keys.chosen, _NUMBERED[0]} & set(record):
+                raise UserError(
+                    f"{place}: no {keys.label!r} and no pair among {', '.join(record)}; name the label with"
+                    " data.label_key, or the pair with data.chosen_key and data.rejected_key"
+                )
+            pair = _pair(record, place, stem, tokenizer, keys, limits, False)
+            return pair if isinstance(pair, str) else pair.judged
+        if record[keys.label] not in (True, False):  # 1 and 0 are these
+            shown = shortened(record[keys.label])
+            raise UserError(f"{place}: {keys.label!r} is {shown}; it must be true or false")
+        prompt, response = _demonstrated(record, place, keys)
+        row = _made(record, place, stem, prompt, (response,), tokenizer, limits, DemonstrationRow)
+        if isinstance(row, str):
+            return row
+        return (JudgedRow(row.asked, row.response, bool(record[keys.label])),)
+
+    return read_account(files, columns, make, "judged response")
+
+
+def _pair(
+    record: Record,
+    place: str,
+    stem: str,
+    tokenizer: Tokenizer,
+    keys: Keys,
+    limits: Limits,
+    harm: bool,
+) -> PreferenceRow | str:
+    """Make a pair of a record, or say for which reason it is dropped."""
+    if keys.chosen not in record and _NUMBERED[0] in record:
+        record = _ranked(record, place, keys, harm)
+    prompt, chosen, rejected = _compared(record, place, keys)
+    row = _made(record, place, stem, prompt, (chosen, rejected), tokenizer, limits, PreferenceRow)
+    if isinstance(row, str):
+        return row
+    if row.chosen == row.rejected:
+        return _SAME
+    labels = [_harm(record, place, key, harm) for key in (keys.chosen_safe, keys.rejected_safe)]
+    margin = float(optional(record, place, keys.margin, (int, float), "a number", 0.0))
+    if not math.isfinite(margin):
+        raise UserError(f"{place}: {keys.margin!r} is {margin}; it must be a finite number")
+    return dataclasses.replace(row, margin=margin, chosen_harm=labels[0], rejected_harm=labels[1])
 
 
 def _columns(keys: Keys, required: tuple[str, ...], hint: str) -> Columns:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxflow.data.batches import answered, endless_batches
-from jaxflow.data.supervised import DemonstrationRow, PreferenceRow
-from jaxflow.types import Demonstrations, Preferences, UserError
+from jaxflow.data.supervised import DemonstrationRow, JudgedRow, PreferenceRow
+from jaxflow.types import Demonstrations, Judgements, Preferences, UserError
 
-SupervisedRow = DemonstrationRow | PreferenceRow
+SupervisedRow = DemonstrationRow | JudgedRow | PreferenceRow
+SupervisedBatch = Demonstrations | Judgements | Preferences
 
 
 class SupervisedBatches:
@@ -30,12 +31,12 @@ class SupervisedBatches:
         self._batches = endless_batches(rows, rows_per_step, shuffle, seed)
         self._width = _longest(rows)
 
-    def at(self, step: int) -> Demonstrations | Preferences:
+    def at(self, step: int) -> SupervisedBatch:
         """Give the rows of `step` (from 0)."""
         return _batch(self._batches[step], self._width)
 
 
-def held_out_batch(rows: Sequence[SupervisedRow]) -> Demonstrations | Preferences:
+def held_out_batch(rows: Sequence[SupervisedRow]) -> SupervisedBatch:
     """Make one batch of all rows in their order."""
     return _batch(rows, _longest(rows))
 
@@ -44,15 +45,18 @@ def _longest(rows: Sequence[SupervisedRow]) -> int:
     return max(len(row.asked.tokens) + max(map(len, row.responses)) for row in rows)
 
 
-def _batch(rows: Sequence[SupervisedRow], width: int) -> Demonstrations | Preferences:
+def _batch(rows: Sequence[SupervisedRow], width: int) -> SupervisedBatch:
     """Put rows of one kind into arrays of this width."""
     pairs = [row for row in rows if isinstance(row, PreferenceRow)]
+    judged = [row.wanted for row in rows if isinstance(row, JudgedRow)]
     sides = [
         answered([(row.asked.tokens, row.responses[side]) for row in rows], width)
         for side in range(len(rows[0].responses))
     ]
     if not pairs:
         tokens, lengths, response_mask = sides[0]
+        if judged:
+            return Judgements(tokens, lengths, response_mask, np.array(judged, np.float32))
         return Demonstrations(tokens=tokens, lengths=lengths, response_mask=response_mask)
     (tokens, lengths, mask), (others, other_lengths, other_mask) = sides
 

@@ -4,9 +4,10 @@ import difflib
 from collections.abc import Mapping
 
 from jaxflow.dataflow.cost_model import cost_model, cost_model_held_out
-from jaxflow.dataflow.declaration import BUILT_IN_ROLES, PROMPTS, Dataflow
-from jaxflow.dataflow.dpo import dpo, dpo_held_out, kto, kto_held_out
+from jaxflow.dataflow.declaration import BUILT_IN_ROLES, PAIRS, PROMPTS, Dataflow
+from jaxflow.dataflow.dpo import dpo, dpo_held_out
 from jaxflow.dataflow.grpo import grpo
+from jaxflow.dataflow.kto import kto, kto_held_out
 from jaxflow.dataflow.ppo import ppo
 from jaxflow.dataflow.remax import remax
 from jaxflow.dataflow.reward_model import reward_model, reward_model_held_out
@@ -15,7 +16,7 @@ from jaxflow.dataflow.sft import sft, sft_held_out
 from jaxflow.types import UserError
 from jaxflow.user_code import load_from_file
 
-__all__ = ["BUILT_IN_ROLES", "DATAFLOWS", "PROMPTS", "Dataflow", "load_dataflow"]
+__all__ = ["BUILT_IN_ROLES", "DATAFLOWS", "PAIRS", "PROMPTS", "Dataflow", "load_dataflow"]
 
 DATAFLOWS: Mapping[str, Dataflow] = {
     "ppo": Dataflow(
@@ -93,7 +94,7 @@ DATAFLOWS: Mapping[str, Dataflow] = {
         step=kto,
         cast=("actor", "reference", "reward"),
         optional=("reward",),
-        batches="preferences",
+        batches="judgements",
         held_out=kto_held_out,
     ),
 }

@@ -27,8 +27,10 @@ _ABSENT: Mapping[str, Any] = {"reference": NoReference(), "pretraining": NoPretr
 _VALIDATING = ("actor", "reward")
 
 PROMPTS = "prompts"
-BATCHES = (PROMPTS, "demonstrations", "preferences", "safety_preferences")
+BATCHES = (PROMPTS, "demonstrations", "judgements", "preferences", "safety_preferences")
 """What a step may be given: prompts to answer, or rows with their responses; the last are pairs ordered by harm."""
+PAIRS = ("preferences", "safety_preferences")
+"""Those whose rows have two responses each."""
 
 
 @dataclasses.dataclass(frozen=True)

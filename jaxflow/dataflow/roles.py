@@ -16,6 +16,7 @@ from jaxflow.types import (
     Demonstrations,
     Experience,
     Future,
+    Judgements,
     Metrics,
     Preferences,
     Prompts,
@@ -62,7 +63,9 @@ class Critic(Protocol):
 class Reference(Protocol):
     """The policy's frozen starting point."""
 
-    def log_probs(self, rollout: Future[Rollout] | Future[Preferences]) -> Future[TokenLogProbs]:
+    def log_probs(
+        self, rollout: Future[Rollout] | Future[Demonstrations] | Future[Judgements] | Future[Preferences]
+    ) -> Future[TokenLogProbs]:
         """Score the responses with the frozen weights, of pairs both."""
         ...
 
@@ -187,26 +190,44 @@ class PreferenceLearner(Protocol):
         self,
         preferences: Future[Preferences],
         reference_log_probs: Future[TokenLogProbs],
-        reference_points: Future[Float[np.ndarray, "B"]] | None = None,
     ) -> Future[Metrics]:
-        """Run one step's updates; the points are KTO's."""
+        """Run one step's updates."""
+        ...
+
+    def measure(
+        self, preferences: Future[Preferences], reference_log_probs: Future[TokenLogProbs]
+    ) -> Future[Metrics]:
+        """Say what the loss makes of pairs, and learn nothing."""
+        ...
+
+
+class JudgedLearner(Protocol):
+    """A policy that learns from responses which were wanted or not."""
+
+    def update(
+        self,
+        judgements: Future[Judgements],
+        reference_log_probs: Future[TokenLogProbs],
+        reference_points: Future[Float[np.ndarray, "B"]],
+    ) -> Future[Metrics]:
+        """Run one step's updates."""
         ...
 
     def measure(
         self,
-        preferences: Future[Preferences],
+        judgements: Future[Judgements],
         reference_log_probs: Future[TokenLogProbs],
-        reference_points: Future[Float[np.ndarray, "B"]] | None = None,
+        reference_points: Future[Float[np.ndarray, "B"]],
     ) -> Future[Metrics]:
-        """Say what the loss makes of pairs, and learn nothing."""
+        """Say what the loss makes of responses, and learn nothing."""
         ...
 
     def log_probs(self, sequences: Future[Demonstrations]) -> Future[TokenLogProbs]:
         """Score the responses with the training path."""
         ...
 
-    def unrelated(self, preferences: Future[Preferences]) -> Future[Demonstrations]:
-        """Put the chosen responses behind prompts of other rows."""
+    def mismatched(self, judgements: Future[Judgements]) -> Future[Demonstrations]:
+        """Put the responses behind prompts of other rows."""
         ...
 
     def reference_points(
@@ -238,6 +259,13 @@ class PreferenceRoles(Protocol):
     """Whom a policy that learns from pairs plays with."""
 
     actor: PreferenceLearner
+    reference: Reference
+
+
+class JudgedRoles(Protocol):
+    """Whom a policy that learns from judged responses plays with."""
+
+    actor: JudgedLearner
     reference: Reference
 
 

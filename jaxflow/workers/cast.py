@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from jaxflow.config import Config
 from jaxflow.dataflow import PROMPTS, load_dataflow
 from jaxflow.workers.constraint import Cost, CostModel, Pretraining
-from jaxflow.workers.learners import CostLearner, Imitator, Preferrer, RewardLearner
+from jaxflow.workers.learners import CostLearner, Imitator, KTOLearner, Preferrer, RewardLearner
 from jaxflow.workers.model_free_roles import Estimator
 from jaxflow.workers.reward import Reward
 from jaxflow.workers.reward_model import RewardModel, Verifier
@@ -32,6 +32,7 @@ _TAUGHT: Mapping[str, type] = {"reward": RewardLearner, "cost": CostLearner}
 _ACTORS: Mapping[str, type] = {
     PROMPTS: Actor,
     "demonstrations": Imitator,
+    "judgements": KTOLearner,
     "preferences": Preferrer,
     "safety_preferences": Preferrer,
 }

@@ -12,7 +12,14 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxflow.algorithms.losses import SupervisedLoss
-from jaxflow.algorithms.preference import CostModelLoss, PreferenceLoss, RewardModelLoss
+from jaxflow.algorithms.preference import (
+    CostModelLoss,
+    KTOLoss,
+    PreferenceLoss,
+    RewardModelLoss,
+    mismatched,
+    reward_means,
+)
 from jaxflow.batch_algebra import Derived, UpdatePlan
 from jaxflow.config import Config
 from jaxflow.engine.sharding import training_layout
@@ -20,13 +27,13 @@ from jaxflow.engine.train import Loss, Trainer, TrainingBatch
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.transformer import ScalarModel, describe
 from jaxflow.models.weights_in import ReadReport
-from jaxflow.types import Demonstrations, Metrics, Preferences, TokenLogProbs
+from jaxflow.types import Demonstrations, Judgements, Metrics, Preferences, TokenLogProbs
 from jaxflow.workers.place import Place
 from jaxflow.workers.protocol import exposed
 from jaxflow.workers.reward_model import read_afterwards
 from jaxflow.workers.roles import Actor, Saved, named
 from jaxflow.workers.trained import TrainedModel, optimizer_of
-from jaxflow.workers.transfer import ONE_TO_ALL, THREE_D_PROTO
+from jaxflow.workers.transfer import ONE_TO_ALL, REARRANGING, THREE_D_PROTO
 
 # Beside the streams of the other roles' weights (roles.py, reward_model.py).
 _REWARD_WEIGHTS, _COST_WEIGHTS = 8, 9
@@ -63,52 +70,60 @@ class Preferrer(_Learner):
     """The policy that learns from pairs, against the reference."""
 
     def _loss(self, config: Config) -> Loss:
-        rule = config.algorithm
-        kind = "kto" if rule.name == "kto" else rule.preference.loss
-        return PreferenceLoss(kind, rule.preference.beta, rule.preference.label_smoothing)
+        preference = config.algorithm.preference
+        return PreferenceLoss(preference.loss, preference.beta, preference.label_smoothing)
+
+    @exposed("update_actor", THREE_D_PROTO, replicated=True)
+    def update(self, preferences: Preferences, reference_log_probs: TokenLogProbs) -> Metrics:
+        """Run one step's updates."""
+        said = reference_log_probs.log_probs
+        return self._learn(dataclasses.replace(preferences, reference_log_probs=said))
+
+    @exposed("testing", THREE_D_PROTO, replicated=True)
+    def measure(self, preferences: Preferences, reference_log_probs: TokenLogProbs) -> Metrics:
+        """Say what the loss makes of pairs, and learn nothing."""
+        said = reference_log_probs.log_probs
+        return self._trained.measure(dataclasses.replace(preferences, reference_log_probs=said))
+
+
+class KTOLearner(_Learner):
+    """The policy that learns from judged responses, against the reference."""
+
+    def _loss(self, config: Config) -> Loss:
+        preference = config.algorithm.preference
+        return KTOLoss(preference.beta, preference.desirable_weight, preference.undesirable_weight)
 
     @exposed("update_actor", THREE_D_PROTO, replicated=True)
     def update(
         self,
-        preferences: Preferences,
+        judgements: Judgements,
         reference_log_probs: TokenLogProbs,
-        reference_points: Float[np.ndarray, "B"] | None = None,
+        reference_points: Float[np.ndarray, "B"],
     ) -> Metrics:
         """Run one step's updates."""
-        return self._learn(_referred(preferences, reference_log_probs, reference_points))
+        return reward_means(self._learn(_referred(judgements, reference_log_probs, reference_points)))
 
     @exposed("testing", THREE_D_PROTO, replicated=True)
     def measure(
         self,
-        preferences: Preferences,
+        judgements: Judgements,
         reference_log_probs: TokenLogProbs,
-        reference_points: Float[np.ndarray, "B"] | None = None,
+        reference_points: Float[np.ndarray, "B"],
     ) -> Metrics:
-        """Say what the loss makes of pairs, and learn nothing."""
-        return self._trained.measure(_referred(preferences, reference_log_probs, reference_points))
+        """Say what the loss makes of responses, and learn nothing."""
+        referred = _referred(judgements, reference_log_probs, reference_points)
+        return reward_means(self._trained.measure(referred))
 
-    @exposed("adv", THREE_D_PROTO)
-    def unrelated(self, preferences: Preferences) -> Demonstrations:
-        """Put each row's chosen response behind the next prompt that this process has, KTO's way to its KL."""
-        rows = len(preferences.chosen_lengths)
-        mask, lengths = preferences.response_mask[:, 0], preferences.chosen_lengths
-        counts = mask.sum(axis=1, dtype=np.int32)
-        starts = lengths - counts
-        given = np.roll(np.arange(rows), 1)  # whose response stands behind each prompt
-        width = int(starts.max(initial=0) + counts.max(initial=1))
-        tokens, new_mask = np.zeros((rows, width), np.int32), np.zeros((rows, width), bool)
-        for row, other in enumerate(given):
-            start, end = starts[row], starts[row] + counts[other]
-            tokens[row, :start] = preferences.tokens[row, 0, :start]
-            tokens[row, start:end] = preferences.tokens[other, 0, starts[other] : lengths[other]]
-            new_mask[row, start:end] = True
-        return Demonstrations(tokens, starts + counts[given], new_mask)
+    @exposed("adv", REARRANGING)
+    def mismatched(self, judgements: Judgements) -> Demonstrations:
+        """Put each row's response behind the prompt of the next row of the step."""
+        return mismatched(judgements)
 
     @exposed("adv", THREE_D_PROTO)
     def reference_points(
         self, log_probs: TokenLogProbs, reference_log_probs: TokenLogProbs
     ) -> Float[np.ndarray, "B"]:
-        """Return z = max(0, mean of log π_θ − log π_ref over all rows' unrelated responses), once per row."""
+        """Return z = max(0, mean of log π_θ − log π_ref over all rows' mismatched responses), once per row."""
         moved = np.sum(log_probs.log_probs - reference_log_probs.log_probs, axis=1)
         point = max(0.0, float(np.mean(self._rows.gather(moved))))
         return np.full(len(moved), point, np.float32)
@@ -196,12 +211,10 @@ class CostLearner(_JudgeLearner):
 
 
 def _referred(
-    preferences: Preferences,
-    reference_log_probs: TokenLogProbs,
-    reference_points: Float[np.ndarray, "B"] | None,
-) -> Preferences:
+    judgements: Judgements, reference_log_probs: TokenLogProbs, reference_points: Float[np.ndarray, "B"]
+) -> Judgements:
     said = reference_log_probs.log_probs
-    return dataclasses.replace(preferences, reference_log_probs=said, reference_points=reference_points)
+    return dataclasses.replace(judgements, reference_log_probs=said, reference_points=reference_points)
 
 
 def _read_pairs_afterwards(preferences: Preferences) -> Preferences:

@@ -28,10 +28,7 @@ from jaxflow.workers.place import Place
 from jaxflow.workers.protocol import exposed
 from jaxflow.workers.row_values import join_rows
 from jaxflow.workers.rule import experience_estimator, multiplier_rule
-from jaxflow.workers.transfer import ONE_TO_ALL, THREE_D_PROTO, TransferProtocol, broadcast, gather
-
-# Where rows change their place: every process sees all of them and gives its own ones of the result.
-_REARRANGING = TransferProtocol("REARRANGING", broadcast, gather("data", "fsdp"))
+from jaxflow.workers.transfer import ONE_TO_ALL, REARRANGING, THREE_D_PROTO
 
 
 class Estimator:
@@ -152,7 +149,7 @@ class Estimator:
         held, others = self._uninformative(scores), self._uninformative(their_scores)
         return refilled_rows(held, others, self._samples_per_prompt)
 
-    @exposed("adv", _REARRANGING)
+    @exposed("adv", REARRANGING)
     def refilled_rollout(
         self, rollout: Rollout, others: Rollout, scores: Scores, their_scores: Scores
     ) -> Rollout:
@@ -161,7 +158,7 @@ class Estimator:
         picked = jax.tree.map(lambda leaf: leaf[source], join_rows([rollout, others]))
         return dataclasses.replace(picked, groups=rollout.groups)
 
-    @exposed("adv", _REARRANGING)
+    @exposed("adv", REARRANGING)
     def refilled_scores(self, scores: Scores, their_scores: Scores) -> Scores:
         """Replace the scores of the same groups."""
         self._sampled.append(their_scores)

@@ -140,6 +140,8 @@ THREE_D_ALL_MICRO_DP = TransferProtocol(
 THREE_D_PP_ONLY = TransferProtocol("3D_PP_ONLY", broadcast, from_each_stage)
 DP_PROTO = TransferProtocol("DP_PROTO", split("*"), gather("*"))
 ALL_TO_ALL = TransferProtocol("ALL_TO_ALL", nothing, from_all)
+# Where rows change their place: every process sees all of them and gives its own ones of the result.
+REARRANGING = TransferProtocol("REARRANGING", broadcast, gather("data", "fsdp", "expert"))
 
 PROTOCOLS: Mapping[str, TransferProtocol] = {
     protocol.name: protocol

@@ -41,7 +41,6 @@ LABELLED = pairs(
     chosen_harm=np.array([-1, -1, 1, 0, -1, np.nan], np.float32),
     rejected_harm=np.array([1, -1, 1, 0, 1, np.nan], np.float32),
     reference_log_probs=on_mask(-np.abs(draw(*MASK.shape, seed=1))),
-    reference_points=np.full(6, 0.3, np.float32),
 )
 VALUES = on_mask(draw(*MASK.shape, seed=2))
 LOG_PROBS = on_mask(-np.abs(draw(*MASK.shape, seed=3)))
@@ -52,16 +51,11 @@ LOSSES = {
     "cost model": (CostModelLoss(), VALUES),
     "dpo": (PreferenceLoss("sigmoid", 0.5, 0.1), SAID),
     "ipo": (PreferenceLoss("ipo", 0.5, 0.0), SAID),
-    "kto": (PreferenceLoss("kto", 0.5, 0.0), SAID),
 }
 
 
 def log_sigmoid(x):
     return -math.log(1 + math.exp(-x))
-
-
-def sigmoid(x):
-    return 1 / (1 + math.exp(-x))
 
 
 def oracle(name):
@@ -90,7 +84,6 @@ def oracle(name):
                 "cost model": cost,
                 "dpo": -0.9 * log_sigmoid(0.5 * lead) - 0.1 * log_sigmoid(-0.5 * lead),
                 "ipo": (lead - 1) ** 2,
-                "kto": (2 - sigmoid(0.5 * (rho_w - 0.3)) - sigmoid(0.5 * (0.3 - rho_l))) / 2,
             }[name]
         )
     return sum(losses) / 5
@@ -152,13 +145,13 @@ def test_a_cost_model_s_pair_made_by_hand():
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    # ρ_w = log 4, ρ_l = −log 4, lead log 16; β = ½ gives log 4. Kto: z = log 4, so σ(0) and σ(log 4).
-    [("sigmoid", math.log(5 / 4)), ("ipo", (math.log(16) - 1) ** 2), ("kto", (2 - 1 / 2 - 4 / 5) / 2)],
+    # ρ_w = log 4, ρ_l = −log 4, lead log 16; β = ½ gives log 4.
+    [("sigmoid", math.log(5 / 4)), ("ipo", (math.log(16) - 1) ** 2)],
 )
 def test_a_policy_s_pair_made_by_hand(kind, expected):
     reference = np.array([[[0, -math.log(16)], [0, -math.log(4)]]], np.float32)
     policy = np.array([[[0, -math.log(4)], [0, -math.log(16)]]], np.float32)
-    batch = pairs(ONE, reference_log_probs=reference, reference_points=np.array([math.log(4)], np.float32))
+    batch = pairs(ONE, reference_log_probs=reference)
     said = types.TokenLogProbs(policy, np.zeros_like(policy))
     loss, parts = PreferenceLoss(kind, 0.5, 0.0)(said, batch, pair_counts(ONE))
     assert float(loss) == pytest.approx(expected, rel=1e-6)
@@ -183,5 +176,5 @@ def test_the_longer_sequence_is_a_pair_s_length():
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(types.UserError, match="'hinge' is unknown: choose one of sigmoid, ipo, kto"):
+    with pytest.raises(types.UserError, match="'hinge' is unknown: choose one of sigmoid, ipo"):
         PreferenceLoss("hinge", 0.1, 0.0)(SAID, LABELLED, pair_counts())

@@ -3,14 +3,17 @@
 import json
 import re
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from jaxflow.data.supervised import Keys, Limits, load_demonstrations, load_preferences
+from jaxflow.data.source import load_supervised_source
+from jaxflow.data.supervised import Keys, Limits, load_demonstrations, load_judgements, load_preferences
 from jaxflow.data.tokenizer import CharacterTokenizer
 from jaxflow.types import UserError
 
 TOKENIZER = CharacterTokenizer("abcdefgh ")
-KEYS = Keys("prompt", "response", "chosen", "rejected", "margin", "chosen_safe", "rejected_safe")
+KEYS = Keys("prompt", "response", "chosen", "rejected", "label", "margin", "chosen_safe", "rejected_safe")
 LIMITS = Limits(max_prompt_tokens=4, max_response_tokens=4, overlong="drop")
 ASKED, GOOD, BAD = "ab", "cd", "ef"
 
@@ -114,3 +117,57 @@ def test_a_malformed_pair_is_named_by_file_and_line(tmp_path, record, why):
     files = written(tmp_path / "a.jsonl", good, record)
     with pytest.raises(UserError, match=re.escape("a.jsonl:2: ") + f".*{why}"):
         load_preferences(files, TOKENIZER, KEYS, LIMITS, harm=False)
+
+
+@pytest.mark.parametrize("label", [True, 1])
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": ASKED, "response": GOOD},
+        {"prompt": ASKED, "completion": GOOD},
+        {"prompt": chat(ASKED), "completion": [{"role": "assistant", "content": GOOD}]},
+        {"messages": chat(ASKED, GOOD)},
+    ],
+)
+def test_a_judged_response_is_the_same_however_it_is_written(tmp_path, record, label):
+    files = written(tmp_path / "a.jsonl", {**record, "label": label}, {**record, "label": not label})
+    (wanted,), (unwanted,) = load_judgements(files, TOKENIZER, KEYS, LIMITS).rows
+    assert (wanted.asked.tokens, wanted.response, wanted.wanted) == (tokens(ASKED), ended(GOOD), True)
+    assert unwanted.wanted is False
+
+
+def test_a_pair_among_judged_responses_is_two_of_them_in_jsonl_and_parquet(tmp_path):
+    records = [
+        {"prompt": ASKED, "response": GOOD, "label": False},
+        {"prompt": ASKED, "chosen": GOOD, "rejected": BAD},
+        {"prompt": ASKED, "chosen": GOOD, "rejected": GOOD},
+    ]
+    columns = ("prompt", "response", "label", "chosen", "rejected")
+    table = pyarrow.table({name: [record.get(name) for record in records] for name in columns})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    files = written(tmp_path / "a.jsonl", *records)
+    for given in (files, [str(tmp_path / "a.parquet")]):
+        source = load_supervised_source(
+            "judgements", "addition", given, (), TOKENIZER, KEYS, LIMITS, validation_rows=0, seed=0
+        )
+        assert [(row.response, row.wanted) for row in source.train] == [
+            (ended(GOOD), False),
+            (ended(GOOD), True),
+            (ended(BAD), False),
+        ]
+        (report, _) = source.report
+        assert "3 rows read, 2 kept" in report and "1 wanted responses, 2 unwanted ones" in report
+
+
+@pytest.mark.parametrize(
+    ("record", "why"),
+    [
+        ({"prompt": ASKED, "response": GOOD, "label": "yes"}, "'label' is 'yes'; it must be true or false"),
+        ({"prompt": ASKED, "response": GOOD}, "no 'label' and no pair among prompt, response"),
+        ({"prompt": ASKED, "label": True}, "no 'completion' among"),
+    ],
+)
+def test_a_malformed_judgement_is_named_by_file_and_line(tmp_path, record, why):
+    files = written(tmp_path / "a.jsonl", {"prompt": ASKED, "response": GOOD, "label": True}, record)
+    with pytest.raises(UserError, match=re.escape("a.jsonl:2: ") + f".*{why}"):
+        load_judgements(files, TOKENIZER, KEYS, LIMITS)

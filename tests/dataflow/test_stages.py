@@ -30,9 +30,9 @@ def test_a_policy_prefers_against_its_reference(measured, method):
         (method, ["batch", "reference.log_probs"]),
     ]
     assert calls("kto", measured) == [
-        ("actor.unrelated", ["batch"]),
-        ("actor.log_probs", ["actor.unrelated"]),
-        ("reference.log_probs", ["actor.unrelated"]),
+        ("actor.mismatched", ["batch"]),
+        ("actor.log_probs", ["actor.mismatched"]),
+        ("reference.log_probs", ["actor.mismatched"]),
         ("actor.reference_points", ["actor.log_probs", "reference.log_probs"]),
         ("reference.log_probs", ["batch"]),
         (method, ["batch", "reference.log_probs", "actor.reference_points"]),

@@ -35,15 +35,11 @@ def test_a_stage_that_was_stopped_goes_on_as_if_never_stopped(tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft", "reward_model", "kto"])
-def test_two_processes_learn_what_one_does(tmp_path, name):
-    """Rows, counts, and what is measured on other rows' prompts are of the whole step, whoever holds them."""
-    asked = {"run.total_steps": 2, "data.validation_prompts": 8}
+def test_a_stage_over_two_processes_of_a_command_is_that_of_one(tmp_path):
+    """KTO, whose every role is asked, and whose rows go to where others are; each stage: workers/test_learners.py."""
+    name, asked = "kto", {"run.total_steps": 2, "data.validation_prompts": 8}
     assert stage(name, tmp_path / "one", **asked)[0] == 0
     roles, own = STAGES[name]
-    roles = tuple(
-        role for role in roles if role != "reward" or name != "sft"
-    )  # no answers: the loss tells enough
     changes = {**ALONE, "algorithm.name": name, **own, **asked}
     ended = run_to_end(*flags(tmp_path / "two", {"main": pool(roles, 2, 1, data=2)}, **changes))
     assert ended.code == 0, ended.errors

@@ -21,11 +21,13 @@ from jaxflow.config import Config
 from jaxflow.engine.batching import LENGTH_UNIT, ladder
 from jaxflow.engine.cache import empty_cache
 from jaxflow.engine.compiled import ProgramMemory, memory_of
-from jaxflow.engine.generate import Generator
+from jaxflow.engine.generate import PREFILL_TOKENS, Generator
 from jaxflow.engine.mesh import make_mesh
 from jaxflow.engine.sampling import Sampling
+from jaxflow.engine.schedule import prompts_at_once
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import Layout, generation_layout, training_layout
+from jaxflow.engine.slots import SEQUENCE_BYTES
 from jaxflow.engine.state import abstract_arrays
 from jaxflow.engine.train import Trainer
 from jaxflow.engine.transition import BUCKET_BYTES
@@ -271,45 +273,51 @@ def _generating(bench: _Bench, load: RoleLoad, model: Model) -> Iterator[Program
     config, parallel = bench.config, parallelism(bench.pool.mesh)
     layout = generation_layout(bench.mesh, model.config)
     weights = rollout_weights(load, parallel, bench.setting)
-    rows, width = bench.pool.rows * layout.replicas, ladder(config.data.max_prompt_tokens, LENGTH_UNIT)
-    total = width + config.rollout.max_response_tokens
+    width = ladder(config.data.max_prompt_tokens, LENGTH_UNIT)
+    rows, total = bench.pool.rows * layout.replicas, width + config.rollout.max_response_tokens
     cache = jax.jit(lambda: empty_cache(model.config, rows, total, config.rollout.dtype, layout)).trace()
     memory, seconds = _compiled(cache)
-    tensor = parallel.generation_tensor
-    number_bytes = bench.setting.engine.rollout_bytes
-    formula = bench.pool.rows * total * cost.cache_bytes(load.model, number_bytes, tensor, 1)
+    cached, name = memory.results, (bench.pool.name, load.role)
+    per_position = cost.cache_bytes(
+        load.model, bench.setting.engine.rollout_bytes, parallel.generation_tensor, 1
+    )
+    formula = bench.pool.rows * total * per_position
+    yield Program(*name, "cache", memory, formula, cached, "key/value cache", 0.0, 0.0, seconds)
+
+    programs = Generator(model, layout, config.rollout.dtype, bench.pool.rows).programs
+    samples = config.rollout.samples_per_prompt
+    prompts = prompts_at_once(-(-bench.pool.rows // samples), width, PREFILL_TOKENS)
+    prefill = programs.trace_prefill(prompts * layout.replicas, width)
+    memory, seconds = _compiled(prefill)
+    tokens = prompts * layout.replicas * width / bench.devices
+    products = load.model.layers * load.model.layer_products
+    flops = 2.0 * tokens * products + cost.attention_flops(load.model, tokens, width)
     yield Program(
-        bench.pool.name,
-        load.role,
-        "cache",
+        *name,
+        "prefill",
         memory,
-        formula,
+        prompts * width * per_position,
         memory.results,
-        "key/value cache",
-        0.0,
-        0.0,
+        "prepared prompts",
+        count_flops(prefill.jaxpr.jaxpr, 1) / bench.devices,
+        flops,
         seconds,
     )
 
     sampling = Sampling(config.rollout.temperature, 0, 1.0, config.rollout.max_response_tokens, (), 0)
-    generator = Generator(model, layout, config.rollout.dtype, bench.pool.rows)
-    traced = generator.trace(rows, width, sampling)
-    memory, seconds = _compiled(traced)
-    tokens = rows * (width + config.rollout.max_response_tokens - 1) / bench.devices
-    heads = rows * config.rollout.max_response_tokens / bench.devices
-    flops = 2.0 * (tokens * load.model.layers * load.model.layer_products + heads * load.model.head_products)
-    flops += cost.attention_flops(load.model, rows * width / bench.devices, width)
-    flops += cost.attention_flops(load.model, tokens - rows * width / bench.devices, total)
+    decode = programs.trace_decode(rows, total, sampling)
+    memory, seconds = _compiled(decode)
+    tokens = rows * programs.chunk_steps / bench.devices
+    flops = 2.0 * tokens * (products + load.model.head_products)
     yield Program(
-        bench.pool.name,
-        load.role,
-        "generate",
+        *name,
+        "decode",
         memory,
         weights,
-        memory.arguments - rows * (width + 2) * 4 / layout.replicas - 12,
+        memory.arguments - cached - bench.pool.rows * SEQUENCE_BYTES,
         "rollout weights",
-        count_flops(traced.jaxpr.jaxpr, config.rollout.max_response_tokens - 1) / bench.devices,
-        flops,
+        count_flops(decode.jaxpr.jaxpr, programs.chunk_steps) / bench.devices,
+        flops + cost.attention_flops(load.model, tokens, total),
         seconds,
     )
 

@@ -12,6 +12,7 @@ import pytest
 import tiny
 
 from jaxflow.engine.compiled import collectives_of, received_by_position, shapes_of
+from jaxflow.engine.generate import CHUNK_STEPS
 
 pytestmark = pytest.mark.slow  # compiles every program twice over, without a cache
 
@@ -139,10 +140,11 @@ def test_the_decode_loop_gathers_no_weights(compiled):
     (_, _, _, generation_tensor), programs = compiled
     text = programs.text("generation")
     rows, heads = 4, tiny.CONFIG.kv_heads // generation_tensor
+    cache, drawn = rf"f32\[{rows},{heads},\d+,{tiny.CONFIG.head_width}\]", rf"f32\[{rows},{CHUNK_STEPS}\]"
     loops = [
         re.search(r"body=%([\w.\-]+)", line)[1]
         for line in text.splitlines()
-        if " while(" in line and re.search(rf"f32\[{rows},{heads},\d+,{tiny.CONFIG.head_width}\]", line)
+        if " while(" in line and re.search(cache, line) and re.search(drawn, line)
     ]
     assert len(loops) == 1
     inside = collectives_of(computations_below(text, loops[0]))

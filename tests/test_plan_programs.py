@@ -34,7 +34,10 @@ def test_compiled_bytes_and_flops_are_the_formulas():
     devices = provide_devices(DeviceGroup(DEVICES["cpu"], 1, 8), "cpu")
     programs = list(compile_plan(asked, VOCABULARY, ROLES, planned.plan.pools, devices))
     assert [(one.role, one.name) for one in programs] == [
-        *[("actor", name) for name in ("transition", "cache", "generate", "score", "accumulate", "apply")],
+        *[
+            ("actor", name)
+            for name in ("transition", "cache", "prefill", "decode", "score", "accumulate", "apply")
+        ],
         *[("critic", name) for name in ("score", "accumulate", "apply")],
     ]
     for one in programs:

@@ -115,17 +115,13 @@ def whole_sequence(platform: str) -> Attend:
     return attend
 
 
-def filling_cache(platform: str) -> Attend:
-    """Return whole-sequence attention that also writes keys and values to the front of an empty cache."""
+def keeping(platform: str) -> Attend:
+    """Return whole-sequence attention whose carry becomes the keys and values [B, K, T, H], as caches hold them."""
     attend_whole = whole_sequence(platform)
 
-    def attend(queries, keys, values, rule, cache):
+    def attend(queries, keys, values, rule, carry):
         mixed, _ = attend_whole(queries, keys, values, rule, None)
-        filled = tuple(
-            jax.lax.dynamic_update_slice(slot, new.swapaxes(1, 2).astype(slot.dtype), (0, 0, 0, 0))
-            for slot, new in zip(cache, (keys, values), strict=True)
-        )
-        return mixed, filled
+        return mixed, (keys.swapaxes(1, 2), values.swapaxes(1, 2))
 
     return attend
 

@@ -71,19 +71,6 @@ def plan_blocks(
     return planned
 
 
-def plan_rounds(lengths: Sequence[int], rows_per_device: int, replicas: int) -> list[MicroBatch]:
-    """Take `rows_per_device` rows of every block at a time, the longest first, whatever their lengths."""
-    table, longest = _longest_first(np.asarray(lengths), _whole(len(lengths), replicas))
-    return [
-        _micro_batch(
-            table[:, start : start + rows_per_device],
-            ladder(int(longest[start]), LENGTH_UNIT),
-            rows_per_device,
-        )
-        for start in range(0, len(longest), rows_per_device)
-    ]
-
-
 def _whole(total: int, replicas: int) -> list[np.ndarray]:
     return [np.arange(total)[block(total, replicas, index)] for index in range(replicas)]
 

@@ -1,166 +1,50 @@
-"""Generation: prefill, then a decode loop, in one compiled program per shape.
+"""Generation: sequences pass through a fixed number of slots, a chunk of tokens at a time.
 
-Knows no algorithm, no text and no reward: token ids in, token ids and log-probs out.
+Between two chunks, finished sequences leave and waiting ones take their slots (continuous batching, as in Orca and
+vLLM, without their servers). The host decides (schedule.py), the device computes (slots.py); here the one is made to
+follow the other. Knows no algorithm, no text and no reward: token ids in, token ids and log-probs out.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import collections
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.stages import Traced
-from jaxtyping import Array, Bool, Float, Int
 
-from jaxflow.engine import attention
-from jaxflow.engine.batching import LENGTH_UNIT, ladder, plan_rounds, scatter, take
-from jaxflow.engine.cache import empty_cache
-from jaxflow.engine.experts import experts_over
+from jaxflow.engine.batching import LENGTH_UNIT, ladder, take
 from jaxflow.engine.rows import Rows
-from jaxflow.engine.sampling import Sampling, sample, sequence_keys
+from jaxflow.engine.sampling import Sampling
+from jaxflow.engine.schedule import Admission, Preparation, Schedule
 from jaxflow.engine.sharding import Layout
-from jaxflow.engine.state import abstract_arrays
-from jaxflow.models.layers import Surroundings
+from jaxflow.engine.slots import Address, Drawn, Progress, SlotPrograms, Starts
 from jaxflow.models.transformer import Model, Params
 from jaxflow.types import Prompts, Rollout
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """Prompts in the shape of a compiled program; a row of length 0 is padding."""
-
-    tokens: Int[Array, "B T"]
-    lengths: Int[Array, "B"]
-    sequence_ids: Int[Array, "B"]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Decoding:
-    """What the decode loop carries."""
-
-    generated: Int[Array, ""]  # response tokens drawn so far per unfinished row
-    last: Int[Array, "B"]  # the token drawn last
-    positions: Int[Array, "B"]  # where it stands
-    finished: Bool[Array, "B"]  # rows that drew an end token, and rows of padding
-    tokens: Int[Array, "B S"]
-    log_probs: Float[Array, "B S"]
-    behaviour_log_probs: Float[Array, "B S"]
-    cache: tuple  # per layer (keys, values) [B, K, S, H]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Generated:
-    tokens: Int[Array, "B S"]
-    log_probs: Float[Array, "B S"]
-    behaviour_log_probs: Float[Array, "B S"]
-    lengths: Int[Array, "B"]
-    finished: Bool[Array, "B"]
+CHUNK_STEPS = 32  # tokens between two looks at who has finished
+PREFILL_TOKENS = 8192  # padded prompt tokens that go through a replica at once: enough to keep it busy
 
 
 class Generator:
     """Generates responses on a mesh under one generation layout; a process gives and gets its own rows."""
 
-    def __init__(self, model: Model, layout: Layout, dtype: str, sequences_per_device: int):
-        self._model, self._layout = model, layout
-        self._dtype = dtype
+    def __init__(
+        self,
+        model: Model,
+        layout: Layout,
+        dtype: str,
+        sequences_per_device: int,
+        chunk_steps: int = CHUNK_STEPS,
+    ):
+        """Generate with at most `sequences_per_device` rows of each replica running at a time."""
         self._sequences_per_device = sequences_per_device
         self._rows = Rows(layout.mesh, layout.axes["batch"])
-        self._program = jax.jit(
-            self._traced, static_argnames=("sampling",), out_shardings=layout.sharding(("batch",))
-        )
+        self._programs = SlotPrograms(model, layout, dtype, chunk_steps)
 
-    def _record(self, state: _Decoding, logits: Array, keys: Array, sampling: Sampling) -> _Decoding:
-        """Draw the next token of each row and write it and its log-probs behind the last one."""
-        positions = state.positions + 1
-        token, log_prob, behaviour = sample(logits, keys, positions, sampling)
-        ends = jnp.isin(token, jnp.asarray(sampling.end_ids, jnp.int32)) if sampling.end_ids else False
-        column = jnp.arange(state.tokens.shape[1])[None, :]
-        here = (column == positions[:, None]) & ~state.finished[:, None]
-        return dataclasses.replace(
-            state,
-            generated=state.generated + 1,
-            last=jnp.where(state.finished, state.last, token),
-            positions=jnp.where(state.finished, state.positions, positions),
-            finished=state.finished | ends,
-            tokens=jnp.where(here, token[:, None], state.tokens),
-            log_probs=jnp.where(here, log_prob[:, None], state.log_probs),
-            behaviour_log_probs=jnp.where(here, behaviour[:, None], state.behaviour_log_probs),
-        )
-
-    def _traced(
-        self, params: Params, asked: _Asked, seed: Array, step: Array, purpose: Array, sampling: Sampling
-    ) -> _Generated:
-        layout, module = self._layout, self._model.bind(params)
-        prompts, lengths = asked.tokens, asked.lengths
-        keys = sequence_keys(seed, step, purpose, asked.sequence_ids)
-        rows, width = prompts.shape
-        total = width + sampling.max_response_tokens
-        weights = module.backbone.layer_weights()
-        cache = empty_cache(self._model.config, rows, total, self._dtype, layout)
-
-        attend = attention.filling_cache(layout.mesh.devices.flat[0].platform)
-        columns = jnp.broadcast_to(jnp.arange(width), prompts.shape)
-        experts = experts_over(layout)
-        around = Surroundings(attend, layout.constrain, mix_experts=experts)
-        hidden, cache = module.backbone.with_carry(prompts, columns, cache, weights, around)
-        last_of_prompt = jnp.maximum(lengths - 1, 0)
-        hidden = jnp.take_along_axis(hidden, last_of_prompt[:, None, None], axis=1)[:, 0]
-        zeros = jnp.zeros((rows, total), jnp.float32)
-        state = _Decoding(
-            generated=jnp.int32(0),
-            last=jnp.zeros_like(lengths),
-            positions=last_of_prompt,
-            finished=lengths == 0,
-            tokens=jnp.pad(prompts, ((0, 0), (0, total - width)), constant_values=sampling.pad_id),
-            log_probs=zeros,
-            behaviour_log_probs=zeros,
-            cache=cache,
-        )
-        state = self._record(state, module.logits(hidden), keys, sampling)
-
-        def more(state: _Decoding):
-            return (state.generated < sampling.max_response_tokens) & ~jnp.all(state.finished)
-
-        def step(state: _Decoding) -> _Decoding:
-            # A finished row decodes its last token again and again, at its own last position.
-            attend = attention.one_token(state.positions)
-            hidden, cache = module.backbone.with_carry(
-                state.last[:, None],
-                state.positions[:, None],
-                state.cache,
-                weights,
-                Surroundings(attend, layout.constrain, mix_experts=experts),
-            )
-            state = dataclasses.replace(state, cache=cache)
-            return self._record(state, module.logits(hidden[:, 0]), keys, sampling)
-
-        state = jax.lax.while_loop(more, step, state)
-        ended = jnp.isin(state.last, jnp.asarray(sampling.end_ids, jnp.int32)) if sampling.end_ids else False
-        return _Generated(
-            tokens=state.tokens,
-            log_probs=state.log_probs,
-            behaviour_log_probs=state.behaviour_log_probs,
-            lengths=jnp.where(lengths == 0, 0, state.positions + 1),
-            finished=state.finished & ended,
-        )
-
-    def trace(self, rows: int, width: int, sampling: Sampling) -> Traced:
-        """Trace the program of a round of `rows` prompts, over all replicas, of `width` tokens; no array need exist."""
-        layout, model = self._layout, self._model
-        wanted = jax.tree.map(lambda leaf: leaf.update(dtype=self._dtype), model.shapes)
-        params = abstract_arrays(wanted, layout.weights(model.names))
-
-        def numbers(*shape: int) -> jax.ShapeDtypeStruct:
-            names = ("batch", None)[: len(shape)]
-            return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.sharding(names))
-
-        asked = _Asked(numbers(rows, width), numbers(rows), numbers(rows))
-        address = [jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.uint32, jnp.int32, jnp.int32)]
-        return self._program.trace(params, asked, *address, sampling=sampling)
+    @property
+    def programs(self) -> SlotPrograms:
+        """Return the programs that it dispatches, to be traced for a plan."""
+        return self._programs
 
     def __call__(
         self,
@@ -171,37 +55,161 @@ class Generator:
         step: int,
         purpose: int,
         policy_updates: int,
+        limits: np.ndarray | None = None,
     ) -> Rollout:
         """Generate one response per row of `prompts`; the rows keep their order and are marked with the weights' age.
 
-        Rows run `sequences_per_device` per device at a time, the longest prompts first.
+        `limits` [B] says how many response tokens each row may have, in place of `sampling.max_response_tokens`
+        where it is less. Raises ValueError if one is below 1.
         """
-        asked = _Asked(prompts.tokens, prompts.lengths, prompts.sequence_ids)
-        everyones = self._rows.gather(prompts.lengths)
-        address = (np.uint32(seed), np.int32(step), np.int32(purpose))
-        pending = []
-        # Dispatch all before reading any: the device never waits for the host between rounds.
-        for chunk in plan_rounds(everyones, self._sequences_per_device, self._rows.blocks):
-            mine = self._rows.local(chunk.rows, len(everyones))
-            placed = self._rows.place(take(asked, mine, chunk.padded_length))
-            pending.append((mine, self._program(params, placed, *address, sampling=sampling)))
-        parts = [(mine, self._rows.fetch(generated)) for mine, generated in pending]
-        return _assemble(prompts, parts, policy_updates)
+        most = np.full(len(prompts.lengths), sampling.max_response_tokens, np.int32)
+        limits = most if limits is None else np.minimum(limits, most)
+        everyones = self._rows.gather(np.stack([prompts.lengths, limits, _repeats(prompts)], axis=1))
+        if everyones[:, 1].min() < 1:
+            raise ValueError("a response has at least one token: a limit is less")
+        schedule = Schedule(*everyones.T, self._rows.blocks, self._sequences_per_device, PREFILL_TOKENS)
+        address = Address(np.uint32(seed), np.int32(step), np.int32(purpose))
+        call = _Call(self._programs, self._rows, schedule, params, prompts, sampling, address)
+        return call.run(policy_updates)
 
 
-def _assemble(prompts: Prompts, parts: list[tuple[np.ndarray, _Generated]], policy_updates: int) -> Rollout:
-    """Put parts back into the prompts' order, at one common padded length."""
-    longest = max(int(part.lengths.max(initial=0)) for _, part in parts)
-    shape = (len(prompts.lengths), ladder(longest, LENGTH_UNIT))
-    whole = scatter(parts, shape)
-    column = np.arange(shape[1])[None, :]
-    return Rollout(
-        tokens=whole.tokens,
-        lengths=whole.lengths,
-        response_mask=(column >= prompts.lengths[:, None]) & (column < whole.lengths[:, None]),
-        rollout_log_probs=whole.log_probs,
-        behaviour_log_probs=whole.behaviour_log_probs,
-        finished=whole.finished,
-        groups=prompts.groups,
-        policy_updates=np.full(len(prompts.lengths), policy_updates, np.int32),
-    )
+class _Call:
+    """One call on its way: what runs on the devices, and what has come back."""
+
+    def __init__(
+        self,
+        programs: SlotPrograms,
+        rows: Rows,
+        schedule: Schedule,
+        params: Params,
+        prompts: Prompts,
+        sampling: Sampling,
+        address: Address,
+    ):
+        self._programs, self._rows, self._schedule = programs, rows, schedule
+        self._params, self._layers = params, programs.layers(params)
+        self._prompts, self._sampling, self._address = prompts, sampling, address
+        self._prepared = programs.prompts(rows.blocks * schedule.places, schedule.width)
+        self._slots = programs.slots(rows.blocks * schedule.slots, schedule.capacity)
+        self._mine = rows.indices(schedule.total)
+        self._answers = _Answers(prompts, schedule.ends[self._mine], sampling.pad_id)
+
+    def run(self, policy_updates: int) -> Rollout:
+        """Generate until no row waits and none runs."""
+        schedule, steps = self._schedule, self._programs.chunk_steps
+        flight: collections.deque[tuple[Drawn, Progress]] = collections.deque()
+        while schedule.waiting.any() or schedule.longest_left > len(flight) * steps:
+            self._admit()
+            flight.append(self._decode())
+            # Where nobody waits nothing depends on how a chunk ends: the next is on its way before it is read.
+            while len(flight) > (0 if schedule.waiting.any() else 1):
+                self._collect(*flight.popleft())
+        while flight:
+            self._collect(*flight.popleft())
+        drawn, ended = schedule.drawn[self._mine], schedule.ended[self._mine]
+        return self._answers.rollout(drawn, ended, policy_updates)
+
+    def _admit(self) -> None:
+        """Fill the free slots with rows that wait; their prompts go through prefill as they are needed."""
+        preparation, admission = self._schedule.prepare(), self._schedule.admit()
+        while preparation is not None or admission is not None:
+            if preparation is not None:
+                self._prefill(preparation)
+            if admission is not None:
+                self._start(admission)
+            preparation, admission = self._schedule.prepare(), self._schedule.admit()
+
+    def _prefill(self, preparation: Preparation) -> None:
+        mine = self._rows.local(preparation.rows, self._schedule.total)
+        tokens = take(self._prompts.tokens, mine, preparation.padded_length)
+        placed = self._rows.place((tokens, self._held(preparation.places)))
+        self._prepared = self._programs.prefill(self._params, self._layers, self._prepared, *placed)
+
+    def _start(self, admission: Admission) -> None:
+        mine = self._rows.local(admission.rows, self._schedule.total)
+        row, prompts = np.maximum(mine, 0), self._prompts
+        positions = prompts.lengths[row] - 1
+        starts = Starts(
+            places=self._held(admission.slots),
+            origins=self._held(admission.origins),
+            last=prompts.tokens[row, positions],
+            positions=positions,
+            ends=self._schedule.ends[self._mine][row],
+            sequence_ids=prompts.sequence_ids[row],
+        )
+        self._slots = self._programs.start(self._slots, self._prepared, self._rows.place(starts))
+
+    def _decode(self) -> tuple[Drawn, Progress]:
+        waiting = self._rows.place(self._held(self._schedule.waiting))
+        self._slots, drawn, progress = self._programs.decode(
+            self._params, self._layers, self._slots, waiting, self._address, self._sampling
+        )
+        return drawn, progress
+
+    def _collect(self, drawn: Drawn, progress: Progress) -> None:
+        """Read a chunk and keep what it drew."""
+        told = jax.tree.map(np.asarray, progress)
+        schedule = self._schedule
+        rows = self._rows.local(schedule.occupied, schedule.total)
+        starts = (schedule.prompt_lengths + schedule.drawn)[self._mine]
+        counts = self._held(told.counts.reshape(self._rows.blocks, -1))
+        self._answers.add(rows, starts, counts, self._rows.fetch(drawn))
+        schedule.record(told)
+
+    def _held(self, table: np.ndarray) -> np.ndarray:
+        """Return this process's share of a table of all replicas [blocks, …], one behind the other."""
+        return table[list(self._rows.held)].reshape(-1)
+
+
+class _Answers:
+    """This process's rows as they grow."""
+
+    def __init__(self, prompts: Prompts, ends: np.ndarray, pad_id: int):
+        shape = (len(prompts.lengths), int(ends.max(initial=0)))
+        column = np.arange(shape[1])[None, :]
+        asked = prompts.tokens[:, : shape[1]]
+        tokens = np.full(shape, pad_id, np.int32)
+        tokens[:, : asked.shape[1]] = asked
+        self._prompts, self._pad_id = prompts, pad_id
+        self._tokens = np.where(column < prompts.lengths[:, None], tokens, pad_id)
+        self._log_probs, self._behaviour = (np.zeros(shape, np.float32) for _ in range(2))
+
+    def add(self, rows: np.ndarray, starts: np.ndarray, counts: np.ndarray, drawn: Drawn) -> None:
+        """Write what each slot drew behind what its row has; `starts` says of every row where that is."""
+        slot, nth = np.nonzero(np.arange(drawn.tokens.shape[1])[None, :] < counts[:, None])
+        row = rows[slot]
+        column = starts[row] + nth
+        self._tokens[row, column] = drawn.tokens[slot, nth]
+        self._log_probs[row, column] = drawn.log_probs[slot, nth]
+        self._behaviour[row, column] = drawn.behaviour_log_probs[slot, nth]
+
+    def rollout(self, drawn: np.ndarray, ended: np.ndarray, policy_updates: int) -> Rollout:
+        """Return the rows, of which `drawn` says how many tokens each has, at one padded length."""
+        prompts = self._prompts
+        lengths = (prompts.lengths + drawn).astype(np.int32)
+        width = ladder(int(lengths.max(initial=1)), LENGTH_UNIT)
+        column = np.arange(width)[None, :]
+
+        def padded(array: np.ndarray, with_: int) -> np.ndarray:
+            cut = array[:, :width]
+            return np.pad(cut, ((0, 0), (0, width - cut.shape[1])), constant_values=with_)
+
+        return Rollout(
+            tokens=padded(self._tokens, self._pad_id),
+            lengths=lengths,
+            response_mask=(column >= prompts.lengths[:, None]) & (column < lengths[:, None]),
+            rollout_log_probs=padded(self._log_probs, 0),
+            behaviour_log_probs=padded(self._behaviour, 0),
+            finished=ended,
+            groups=prompts.groups,
+            policy_updates=np.full(len(lengths), policy_updates, np.int32),
+        )
+
+
+def _repeats(prompts: Prompts) -> np.ndarray:
+    """Return of each row whether its prompt is that of the row before it, to the last token."""
+    column = np.arange(prompts.tokens.shape[1])[None, :]
+    real = np.where(column < prompts.lengths[:, None], prompts.tokens, -1)
+    same = np.zeros(len(real), bool)
+    same[1:] = (real[1:] == real[:-1]).all(axis=1)
+    return same

@@ -41,6 +41,11 @@ class Rows:
         """Return the blocks of this process; none where the mesh is of other processes alone."""
         return self._held.get(jax.process_index(), ())
 
+    def indices(self, total: int) -> np.ndarray:
+        """Return which rows of a batch of `total` this process holds, in the order it holds them."""
+        blocks = [np.arange(total)[block(total, self.blocks, index)] for index in self.held]
+        return np.concatenate([np.zeros(0, np.int64), *blocks])
+
     def gather(self, local: np.ndarray) -> np.ndarray:
         """Return small numbers per row [b, …] of all processes as [B, …], in row order, the same everywhere.
 

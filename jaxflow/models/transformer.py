@@ -26,6 +26,9 @@ from jaxflow.models.rotary import Angles, frequencies, rotary_angles, scaled_fre
 Params = Mapping[str, Any]
 """Weights: a nested dict of arrays, `backbone` and `head` at the top, layers stacked on a leading axis L."""
 
+LayerWeights = Sequence[Mapping[str, Any]]
+"""Of each layer its own weights: nested dicts of arrays without the leading axis."""
+
 
 class _Places:
     """Where the layers stand: those that see all and those that see a window may turn their heads differently.
@@ -101,17 +104,12 @@ class Backbone(nnx.Module):
         own = (stacked, places.per_layer())
         return self.final_norm(around.over_layers(block, self._start(tokens, around), own))
 
-    def layer_weights(self) -> list[nnx.State]:
-        """Return each layer's own weights, to be taken once outside a decoding loop."""
-        _, stacked = nnx.split(self.layers)
-        return [jax.tree.map(lambda w, i=i: w[i], stacked) for i in range(self.config.layers)]
-
     def with_carry(
         self,
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
         carries: Sequence[Any],
-        layer_weights: Sequence[nnx.State],
+        layer_weights: LayerWeights,
         around: Surroundings,
     ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
         """Return hidden states and each layer's new carry (its cache), the layers unrolled.
@@ -180,6 +178,18 @@ class Model:
     def frozen(self, tree: Mapping[str, Any]) -> dict[str, Any]:
         """Return what of a tree like the weights' is of those that stay as they are."""
         return select(tree, lambda path: not self._is_trained(path))
+
+    def layer_weights(self, params: Params) -> LayerWeights:
+        """Return each layer's own weights, cut out of their stacks."""
+        stacked = params["backbone"]["layers"]
+        return [jax.tree.map(lambda w, i=i: w[i], stacked) for i in range(self.config.layers)]
+
+    @property
+    def layer_names(self) -> Sequence[Mapping[str, Any]]:
+        """Return the logical names of `layer_weights`."""
+        stacked = self.names["backbone"]["layers"]
+        own = jax.tree.map(lambda names: names[1:], stacked, is_leaf=lambda leaf: isinstance(leaf, tuple))
+        return [own] * self.config.layers
 
     def _is_trained(self, path: tuple[str, ...]) -> bool:
         own_head = self.kind is ScalarModel and path[0] == "head"

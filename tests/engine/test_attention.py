@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxflow.engine.attention import filling_cache, one_token, whole_sequence
+from jaxflow.engine.attention import keeping, one_token, whole_sequence
 from jaxflow.models.layers import AttentionRule
 
 B, T, N, K, H, S = 3, 6, 4, 2, 5, 9
@@ -46,13 +46,11 @@ def test_scores_of_thousands_neither_overflow_nor_blur():
     np.testing.assert_allclose(mixed, by_hand(300 * QUERIES, 300 * KEYS, VALUES), atol=1e-4)
 
 
-def test_filling_a_cache_attends_as_without_one_and_writes_its_front():
-    empty = tuple(jnp.full((B, K, S, H), 7.0) for _ in range(2))
-    mixed, (keys, values) = filling_cache("cpu")(QUERIES, KEYS, VALUES, PLAIN, empty)
+def test_what_a_cache_keeps_of_whole_sequences_are_their_keys_and_values():
+    mixed, (keys, values) = keeping("cpu")(QUERIES, KEYS, VALUES, PLAIN, None)
     np.testing.assert_allclose(mixed, by_hand(QUERIES, KEYS, VALUES), atol=1e-5)
-    np.testing.assert_array_equal(keys[:, :, :T], KEYS.swapaxes(1, 2))
-    np.testing.assert_array_equal(values[:, :, :T], VALUES.swapaxes(1, 2))
-    assert (np.asarray(values[:, :, T:]) == 7.0).all()
+    np.testing.assert_array_equal(keys, KEYS.swapaxes(1, 2))
+    np.testing.assert_array_equal(values, VALUES.swapaxes(1, 2))
 
 
 @pytest.mark.parametrize("local", [True, jnp.bool_(True)], ids=["static", "traced"])
@@ -74,10 +72,3 @@ def test_one_token_per_row_sees_its_own_past_and_nothing_behind_it(rule):
     mixed, (keys, _) = one_token(jnp.asarray(positions))(*new, rule, tuple(map(jnp.asarray, poisoned)))
     np.testing.assert_allclose(mixed[:, 0], by_hand(QUERIES, KEYS, VALUES, rule)[rows, positions], atol=1e-5)
     np.testing.assert_array_equal(np.asarray(keys)[rows, :, positions], KEYS[rows, positions])
-
-
-def test_a_narrow_cache_holds_narrow_numbers():
-    empty = tuple(jnp.zeros((B, K, S, H), jnp.bfloat16) for _ in range(2))
-    _, (keys, _) = filling_cache("cpu")(QUERIES, KEYS, VALUES, PLAIN, empty)
-    assert keys.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(keys[:, :, :T], np.float32), KEYS.swapaxes(1, 2), rtol=2**-8)

@@ -10,7 +10,6 @@ from jaxflow.engine.batching import (
     ladder,
     plan_blocks,
     plan_micro_batches,
-    plan_rounds,
     scatter,
     take,
 )
@@ -64,14 +63,6 @@ def test_blocks_may_be_any_rows_and_empty():
     assert [(micro.rows.tolist(), micro.padded_length) for micro in plan] == [
         ([[1], [EMPTY], [2]], 32),
         ([[3], [EMPTY], [0]], 8),
-    ]
-
-
-def test_rounds_take_so_many_rows_of_every_block_whatever_their_lengths():
-    rounds = plan_rounds([3, 30, 5, 1, 20, 9, 2], 2, 2)
-    assert [(micro.rows.tolist(), micro.padded_length) for micro in rounds] == [
-        ([[1, 2], [4, 5]], 32),
-        ([[0, 3], [6, EMPTY]], 8),
     ]
 
 

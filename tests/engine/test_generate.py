@@ -13,6 +13,7 @@ from jaxflow.engine.generate import Generator
 from jaxflow.engine.sampling import Sampling
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import generation_layout, training_layout
+from jaxflow.engine.slots import Address, SlotPrograms, Starts
 
 LIMIT = 10
 END_IDS = (1, 2, 3, 4, 5)  # a tenth of the vocabulary, so that about half of the rows end by themselves
@@ -23,17 +24,25 @@ SINGLE = (1, 1, 1, 1)
 
 
 @functools.cache
-def loaded(sizes, sequences_per_device, dtype="float32"):
+def loaded(sizes, sequences_per_device, dtype="float32", chunk_steps=4):
     layout = generation_layout(tiny.mesh_of(sizes))
-    generator = Generator(tiny.LANGUAGE_MODEL, layout, dtype, sequences_per_device)
+    generator = Generator(tiny.LANGUAGE_MODEL, layout, dtype, sequences_per_device, chunk_steps)
     return generator, tiny.weights(tiny.LANGUAGE_MODEL, layout)
 
 
 def generate(
-    sizes=SINGLE, sequences_per_device=16, prompts=PROMPTS, sampling=SAMPLING, seed=0, step=0, purpose=0
+    sizes=SINGLE,
+    sequences_per_device=16,
+    prompts=PROMPTS,
+    sampling=SAMPLING,
+    seed=0,
+    step=0,
+    purpose=0,
+    chunk_steps=4,
+    **more,
 ):
-    generator, params = loaded(sizes, sequences_per_device)
-    return generator(params, prompts, sampling, seed=seed, step=step, purpose=purpose, policy_updates=0)
+    generator, params = loaded(sizes, sequences_per_device, chunk_steps=chunk_steps)
+    return generator(params, prompts, sampling, seed, step, purpose, policy_updates=0, **more)
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +167,71 @@ def test_two_devices_draw_the_same_tokens_a_few_rows_at_a_time(sampled):
     assert_same_rollout(generate((2, 1, 1, 1), sequences_per_device=4), sampled)
 
 
+@pytest.mark.parametrize(
+    ("slots", "chunk_steps"),
+    [(3, 3), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((1, 4), (5, 1), (16, 32)))],
+)
+def test_neither_the_number_of_slots_nor_the_length_of_a_chunk_moves_a_token(slots, chunk_steps, sampled):
+    assert_same_rollout(generate(sequences_per_device=slots, chunk_steps=chunk_steps), sampled)
+
+
+def test_equal_prompts_side_by_side_share_a_prefill_and_draw_what_they_would_apart():
+    together = tiny.prompt_rows(PROMPTS, np.repeat(np.arange(4), 3))
+    together = dataclasses.replace(together, sequence_ids=np.arange(12, dtype=np.int32))
+    apart = np.arange(12).reshape(4, 3).T.reshape(-1)
+    shared, alone = generate(prompts=together), generate(prompts=tiny.prompt_rows(together, apart))
+    assert real_tokens(alone) == [real_tokens(shared)[row] for row in apart]
+
+
+def test_a_row_stops_at_a_limit_of_its_own(sampled):
+    limits = np.arange(len(PROMPTS.lengths)) % (LIMIT + 3) + 1
+    rollout = generate(limits=limits)
+    for whole, cut, limit, finished in zip(
+        responses(sampled), responses(rollout), limits, rollout.finished, strict=True
+    ):
+        assert cut == whole[:limit]
+        assert finished == (cut[-1] in END_IDS)
+    with pytest.raises(ValueError, match="at least one token"):
+        generate(limits=limits - 1)
+
+
+def test_a_slot_keeps_nothing_of_the_sequence_before():
+    layout = generation_layout(tiny.ONE_DEVICE)
+    programs = SlotPrograms(tiny.LANGUAGE_MODEL, layout, "float32", 4)
+    params = tiny.weights(tiny.LANGUAGE_MODEL, layout)
+    layers, address = programs.layers(params), Address(np.uint32(0), np.int32(0), np.int32(0))
+    lengths, rows = PROMPTS.lengths[:4], np.arange(4, dtype=np.int32)
+    starts = Starts(
+        places=np.array([2, 0, 1, -1], np.int32),
+        origins=rows,
+        last=PROMPTS.tokens[rows, lengths - 1],
+        positions=lengths - 1,
+        ends=lengths + LIMIT,
+        sequence_ids=rows,
+    )
+    drawn = []
+    for poison in (0.0, np.nan, 1e30):
+
+        def poisoned(cache, poison=poison):
+            return jax.tree.map(lambda array: jax.numpy.full_like(array, poison), cache)
+
+        slots = programs.slots(4, 24)
+        slots = dataclasses.replace(slots, cache=poisoned(slots.cache))
+        prepared = poisoned(programs.prompts(4, 16))
+        prepared = programs.prefill(params, layers, prepared, PROMPTS.tokens[:4], rows)
+        slots = programs.start(slots, prepared, starts)
+        for _ in range(2):
+            waiting = np.zeros(1, np.int32)
+            slots, chunk, progress = programs.decode(params, layers, slots, waiting, address, SAMPLING)
+            drawn.append(
+                [np.asarray(chunk.tokens)[slot, :count] for slot, count in enumerate(progress.counts)]
+            )
+    for chunk in range(2):
+        assert sum(map(len, drawn[chunk])) > 2
+        for poisoned in drawn[chunk::2]:
+            assert [tokens.tolist() for tokens in poisoned] == [tokens.tolist() for tokens in drawn[chunk]]
+
+
 def test_rows_may_come_in_any_order(sampled):
     rows = np.random.default_rng(1).permutation(len(PROMPTS.lengths))
     rollout = generate(prompts=tiny.prompt_rows(PROMPTS, rows))
@@ -198,8 +272,6 @@ def test_a_narrow_cache_stays_close():
     forced = dataclasses.replace(GREEDY, max_response_tokens=2)
     narrow = generator(params, PROMPTS, forced, seed=0, step=0, purpose=0, policy_updates=0)
     wide = generate(sampling=forced)
-    first = np.arange(narrow.tokens.shape[1]) == PROMPTS.lengths[:, None]
-    np.testing.assert_allclose(narrow.rollout_log_probs[first], wide.rollout_log_probs[first], atol=1e-5)
     same = (narrow.tokens == wide.tokens).all(axis=1)
     assert same.sum() >= 10
     assert np.abs(narrow.rollout_log_probs - wide.rollout_log_probs)[same].max() < 0.1

@@ -1,0 +1,189 @@
+"""Which sequence stands in which slot, and when its prompt is prepared. Host arithmetic only, no device.
+
+Every decision is a function of numbers that all processes of a group have: the rows' lengths and limits, and how far
+each chunk came. So all take the same one, and none asks another. A replica has its own block of rows, its own queue
+and its own slots; nothing moves between them.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+import numpy as np
+
+from jaxflow.engine.batching import LENGTH_UNIT, ladder
+from jaxflow.engine.rows import EMPTY, block
+from jaxflow.engine.slots import Progress
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Preparation:
+    """Prompts that go through one prefill, the same number for each replica."""
+
+    rows: np.ndarray  # int64 [blocks, n]: a row with each prompt, or EMPTY
+    places: (
+        np.ndarray
+    )  # int32 [blocks, n]: where its keys and values are kept until all its samples have started
+    padded_length: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Admission:
+    """Rows that take slots, those of a replica at the front of its line."""
+
+    rows: np.ndarray  # int64 [blocks, slots], or EMPTY
+    slots: np.ndarray  # int32 [blocks, slots]: within the replica
+    origins: np.ndarray  # int32 [blocks, slots]: the place of its prompt's preparation
+
+
+def prompts_at_once(prompts: int, width: int, prefill_tokens: int) -> int:
+    """Return how many prompts of a padded width a replica prepares at once: all, or what a prefill may hold."""
+    return max(1, min(1 << (prompts - 1).bit_length(), prefill_tokens // width))
+
+
+class _Replica:
+    """One replica's queue, prepared prompts and slots."""
+
+    def __init__(self, prompts: list[list[int]], slots: int, places: int):
+        self.unprepared = collections.deque(prompts)
+        self.ready: collections.deque[tuple[int, int]] = collections.deque()  # (row, place)
+        self.waiting = sum(map(len, prompts))
+        self.places = list(range(places - 1, -1, -1))  # free ones, the first at the end
+        self.samples = [0] * places  # that have yet to start, of the prompt in each place
+        self.slots = np.full(slots, EMPTY, np.int64)
+
+    @property
+    def starved(self) -> bool:
+        return not self.ready and len(self.unprepared) > 0 and bool((self.slots == EMPTY).any())
+
+    def prepare(self) -> list[tuple[int, int]]:
+        """Give free places to the next prompts: (one row of each, place)."""
+        taken = []
+        while self.places and self.unprepared:
+            rows, place = self.unprepared.popleft(), self.places.pop()
+            self.samples[place] = len(rows)
+            self.ready.extend((row, place) for row in rows)
+            taken.append((rows[0], place))
+        return taken
+
+    def admit(self) -> list[tuple[int, int, int]]:
+        """Give free slots to the next prepared rows: (row, slot, place)."""
+        taken = []
+        for slot in np.flatnonzero(self.slots == EMPTY).tolist():
+            if not self.ready:
+                break
+            row, place = self.ready.popleft()
+            self.slots[slot] = row
+            self.samples[place] -= 1
+            if self.samples[place] == 0:
+                self.places.append(place)
+            taken.append((row, slot, place))
+        self.waiting -= len(taken)
+        return taken
+
+
+class Schedule:
+    """The course of one call: rows wait, run in a slot, and are done."""
+
+    def __init__(
+        self,
+        prompt_lengths: np.ndarray,
+        limits: np.ndarray,
+        repeats: np.ndarray,
+        blocks: int,
+        slots: int,
+        prefill_tokens: int,
+    ):
+        """Queue every replica's rows, the longest prompts first, equal ones together.
+
+        Args:
+          prompt_lengths: [B], at least 1 each.
+          limits: [B], response tokens that each row may have, at least 1.
+          repeats: [B], 1 where a row's prompt is that of the row before it.
+          blocks: replicas that the rows are cut over.
+          slots: of each replica.
+          prefill_tokens: padded tokens that one prefill of a replica may have, if it is not a single prompt.
+        """
+        self.total = len(prompt_lengths)
+        self.prompt_lengths, self.ends = prompt_lengths, prompt_lengths + limits
+        cut = [block(self.total, blocks, index) for index in range(blocks)]
+        grouped = [_prompts(range(self.total)[rows], prompt_lengths, repeats) for rows in cut]
+        self.width = ladder(int(prompt_lengths.max()), LENGTH_UNIT)
+        self.capacity = max(self.width, int(self.ends.max()))  # positions of a slot
+        most = max(map(len, grouped))
+        self.places = prompts_at_once(most, self.width, prefill_tokens)
+        self.slots = min(slots, ladder(max(rows.stop - rows.start for rows in cut), 1))
+        self._replicas = [_Replica(prompts, self.slots, self.places) for prompts in grouped]
+        self.drawn = np.zeros(self.total, np.int64)  # response tokens of each row
+        self.ended = np.zeros(self.total, bool)  # by an end token
+
+    @property
+    def waiting(self) -> np.ndarray:
+        """Return how many rows of each replica have not started, int32 [blocks]."""
+        return np.array([replica.waiting for replica in self._replicas], np.int32)
+
+    @property
+    def occupied(self) -> np.ndarray:
+        """Return the row in each slot, int64 [blocks, slots], or EMPTY."""
+        return np.stack([replica.slots for replica in self._replicas])
+
+    @property
+    def longest_left(self) -> int:
+        """Return the tokens that the running row furthest from its limit may still draw; 0 where none runs."""
+        rows = self.occupied
+        rows = rows[rows != EMPTY]
+        return int((self.ends - self.prompt_lengths - self.drawn)[rows].max(initial=0))
+
+    def prepare(self) -> Preparation | None:
+        """Take the next prompts to prefill, if a replica has a free slot and no prompt prepared for it.
+
+        All replicas work in step: when one must, each fills all the places it has free.
+        """
+        if not any(replica.starved for replica in self._replicas):
+            return None
+        taken = [replica.prepare() for replica in self._replicas]
+        count = 1 << (max(map(len, taken)) - 1).bit_length()
+        rows, places = _table(taken, count)
+        longest = self.prompt_lengths[rows[rows != EMPTY]].max()
+        return Preparation(rows, places.astype(np.int32), min(ladder(int(longest), LENGTH_UNIT), self.width))
+
+    def admit(self) -> Admission | None:
+        """Give free slots to rows that wait and whose prompts are prepared, if there are both."""
+        taken = [replica.admit() for replica in self._replicas]
+        if not any(taken):
+            return None
+        rows, slots, origins = _table(taken, self.slots)
+        return Admission(rows, slots.astype(np.int32), origins.astype(np.int32))
+
+    def record(self, progress: Progress) -> None:
+        """Take note of how far a chunk came; slots whose sequences are done are free."""
+        rows = self.occupied.reshape(-1)
+        here = rows != EMPTY
+        self.drawn[rows[here]] += progress.counts[here]
+        self.ended[rows[here]] = progress.ended[here]
+        for replica, runs in zip(
+            self._replicas, np.split(progress.running, len(self._replicas)), strict=True
+        ):
+            replica.slots[~runs] = EMPTY
+
+
+def _prompts(rows: range, lengths: np.ndarray, repeats: np.ndarray) -> list[list[int]]:
+    """Return rows of equal prompts together, the longest prompts first."""
+    prompts: list[list[int]] = []
+    for row in rows:
+        if prompts and repeats[row]:
+            prompts[-1].append(row)
+        else:
+            prompts.append([row])
+    return sorted(prompts, key=lambda rows: -lengths[rows[0]])
+
+
+def _table(taken: list[list[tuple[int, ...]]], width: int) -> tuple[np.ndarray, ...]:
+    """Return what every replica took as one array [blocks, width] per entry, EMPTY behind."""
+    entries = len(next(one for one in taken if one)[0])
+    table = np.full((len(taken), width, entries), EMPTY, np.int64)
+    for replica, one in zip(table, taken, strict=True):
+        if one:
+            replica[: len(one)] = one
+    return tuple(np.moveaxis(table, 2, 0))

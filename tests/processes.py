@@ -3,9 +3,10 @@
 import contextlib
 import os
 import pathlib
+import signal
 import time
 
-GONE_SECONDS = 60  # tests run side by side; alone it takes less than half of it
+GONE_SECONDS = 120  # against hangs alone: tests run side by side
 CORE = ("jaxflow.main", "ray::Host", "ray::IDLE", "raylet/raylet", "gcs_server")
 
 
@@ -34,6 +35,26 @@ def gone(leader, names=CORE, seconds=GONE_SECONDS):
             return True
         time.sleep(0.2)
     return False
+
+
+def halt(number):
+    """Stop a process and wait until the system counts it as stopped: each of its threads has to come to rest.
+
+    Where the parent of a process ends, the system wakes and hangs up on those that it counts so.
+    """
+    os.kill(number, signal.SIGSTOP)
+    deadline = time.monotonic() + GONE_SECONDS
+    while any(_state(thread) not in "TZX" for thread in pathlib.Path(f"/proc/{number}/task").iterdir()):
+        assert time.monotonic() < deadline, number
+        time.sleep(0.01)
+
+
+def _state(folder):
+    """The state of a process or thread, of a folder in /proc; X where it is gone."""
+    try:
+        return (folder / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 def listens_beyond_loopback(processes):

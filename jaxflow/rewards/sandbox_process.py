@@ -33,7 +33,8 @@ _FRAME_BYTES, _ROW_BYTES = (
     2**16,
     2**14,
 )  # a message may have so many, and so many more for each row it is about
-_LAST_WORDS_SECONDS = 2.0  # that a dying worker's guard has to tell why, and to clear up
+_LAST_WORDS_SECONDS = 2.0  # that a dying worker's guard has to tell why
+_CLEARING_SECONDS = 30.0  # that it has to end all below it; killed before that, it would leave some
 _START_SECONDS = 120.0  # to import the user's file, which may load large data
 
 Call = tuple[int, ...]
@@ -277,7 +278,7 @@ class Worker:
         self._control.close()  # upon which the guard kills all below it, and ends
         self._line.close()
         try:
-            self._process.wait(_LAST_WORDS_SECONDS)
+            self._process.wait(_CLEARING_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

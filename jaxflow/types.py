@@ -159,6 +159,9 @@ class Sample:
     score: float
     accuracy: float
     finished: bool
+    numbers: Mapping[
+        str, float
+    ]  # further numbers that judging told, by name; `cost` is what a cost role said
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,7 +56,7 @@ def settings(tmp_path, name):
     pools = {"main": pool(ROLES[name], devices_per_host=2, data=2)}
     changes = {"algorithm.name": name, "reward.function": f"{judges}:reward", "reward.processes": 1}
     changes |= {"cost.function": f"{judges}:cost", "cost.processes": 1}
-    run = {"run.total_steps": 3, "run.evaluate_before": False, "run.evaluate_after": False}
+    run = {"run.total_steps": 3, "run.evaluate_before": False, "run.evaluate_after": name == "safe_rlhf"}
     return pools, {**changes, **CHANGES[name], **run}
 
 
@@ -94,3 +94,7 @@ def test_a_stopped_run_goes_on_as_if_it_never_stopped(tmp_path, name):
     if name == "safe_rlhf":
         assert len({row["constraint/multiplier"] for row in straight}) == len(straight)
         assert all(row["actor/ptx_loss"] > 0 and row["cost_critic/vf_loss"] > 0 for row in straight)
+        assert all(
+            0 <= row["constraint/cost/over_threshold"] <= 1 and "cost/errors" in row for row in straight
+        )
+        assert "val-aux/all/cost/mean@1" in straight[-1]

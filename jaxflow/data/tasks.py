@@ -14,7 +14,7 @@ import numpy as np
 from jaxflow.data import wishes
 from jaxflow.data.answers import WrongAnswers
 from jaxflow.data.supervised import PreferenceRow
-from jaxflow.data.tokenizer import CharacterTokenizer
+from jaxflow.data.tokenizer import CharacterTokenizer, NumberTokenizer, Tokenizer
 from jaxflow.types import PromptRow
 
 # Beside the seed in the address of the pairs' randomness: nothing else draws from it.
@@ -26,7 +26,7 @@ class Task:
     """A finite set of questions with one right answer each."""
 
     name: str  # also the rows' data source
-    tokenizer: CharacterTokenizer
+    tokenizer: Tokenizer
     examples: tuple[tuple[str, str], ...]  # distinct (prompt, answer) pairs
     validation_count: int  # examples held out of training
     max_prompt_tokens: int
@@ -108,6 +108,21 @@ class WishesTask(Task):
         return PreferenceRow(row, chosen, rejected, 0.0, *labels)
 
 
+class EvenTokensTask(Task):
+    """Random token ids that ask for even ones: every even id is as right as any other."""
+
+    def pairs(self, rows: Sequence[PromptRow], seed: int, harm: bool) -> tuple[PreferenceRow, ...]:
+        """Make a preference of each row: even ids, called safe, before as many random ones with an odd one first."""
+        generator, end = np.random.default_rng([seed, _PAIRS]), self.tokenizer.end_ids[0]
+        pairs = []
+        for row in rows:
+            chosen = (*self.tokenizer.encode(str(row.ground_truth)), end)
+            rejected = generator.integers(self.tokenizer.vocabulary_size, size=len(chosen) - 1)
+            rejected[0] |= 1
+            pairs.append(PreferenceRow(row, chosen, (*rejected.tolist(), end), 0.0, -1.0, 1.0))
+        return tuple(pairs)
+
+
 def addition() -> Task:
     """Make the task of adding two numbers from 0 to 99: "37+48=" asks for "85"."""
     examples = tuple((f"{a}+{b}=", str(a + b)) for a in range(100) for b in range(100))
@@ -138,6 +153,27 @@ def wishes_task() -> Task:
     )
 
 
+def even_tokens() -> Task:
+    """Make the task of writing even token ids after eight random ones: what libraries are compared on, untrained."""
+    vocabulary_size, prompt_tokens, response_tokens = 256, 8, 64
+    generator = np.random.default_rng(0)
+    tokenizer = NumberTokenizer(vocabulary_size)
+    asked = generator.integers(vocabulary_size, size=(4_096, prompt_tokens))
+    answers = 2 * generator.integers(vocabulary_size // 2, size=(len(asked), response_tokens - 1))
+    examples = {
+        tokenizer.decode(a.tolist()): tokenizer.decode(b.tolist())
+        for a, b in zip(asked, answers, strict=True)
+    }
+    return EvenTokensTask(
+        name="even_tokens",
+        tokenizer=tokenizer,
+        examples=tuple(examples.items()),
+        validation_count=512,
+        max_prompt_tokens=prompt_tokens,
+        max_response_tokens=response_tokens,
+    )
+
+
 def _task(name: str, alphabet: str, examples: tuple[tuple[str, str], ...], validation_count: int) -> Task:
     return Task(
         name=name,
@@ -150,6 +186,6 @@ def _task(name: str, alphabet: str, examples: tuple[tuple[str, str], ...], valid
 
 
 TASKS: Mapping[str, Callable[[], Task]] = MappingProxyType(
-    {"addition": addition, "reversal": reversal, "wishes": wishes_task}
+    {"addition": addition, "reversal": reversal, "wishes": wishes_task, "even_tokens": even_tokens}
 )
 """Builders of the built-in tasks by name."""

@@ -99,6 +99,42 @@ class CharacterTokenizer:
         )
 
 
+class NumberTokenizer:
+    """Writes every token as its id in digits, 0 and the end token 1 among them: "5 0 17". The text hides nothing."""
+
+    pad_id = 0
+    end_ids = (1,)
+
+    def __init__(self, vocabulary_size: int) -> None:
+        """Name the ids below `vocabulary_size`."""
+        self.vocabulary_size = vocabulary_size
+        self.identity = f"numbers:{vocabulary_size}"
+
+    def encode(self, text: str) -> list[int]:
+        """Encode ids in digits, white space between them.
+
+        Raises:
+            UserError: a word is no id of the vocabulary.
+        """
+        words = text.split()
+        strange = [word for word in words if not word.isdecimal() or int(word) >= self.vocabulary_size]
+        if strange:
+            raise UserError(f"{strange[0]!r} is no token id from 0 to {self.vocabulary_size - 1}")
+        return [int(word) for word in words]
+
+    def encode_prompt(self, prompt: str | Messages) -> list[int]:
+        """Encode a prompt; nothing is put before it."""
+        return self.encode(prompt if isinstance(prompt, str) else self.render_chat(prompt))
+
+    def render_chat(self, messages: Messages) -> str:
+        """Join the contents: numbers have no roles."""
+        return " ".join(message["content"] for message in messages)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Decode token ids, all of them."""
+        return " ".join(map(str, tokens))
+
+
 class HuggingFaceTokenizer:
     """Wraps a Hugging Face tokenizer directory: local files alone, never its own code."""
 

@@ -90,7 +90,8 @@ def validation_metrics(samples: Sequence[Sample]) -> dict[str, float]:
     """Averages validation answers per data source, one answer per prompt, and over all rows as source `all`.
 
     Returns `val-core/{source}/acc|reward/mean@1`, `val-aux/{source}/finished/mean@1` (share that ended by
-    itself) and `val-aux/{source}/rows`; nothing where there are no samples.
+    itself), `val-aux/{source}/rows`, and `val-aux/{source}/{name}/mean@1` for each further number that judging told,
+    over the rows it was told of; nothing where there are no samples.
     """
     groups: dict[str, Sequence[Sample]] = {}
     for source in sorted({sample.data_source for sample in samples}):
@@ -103,24 +104,27 @@ def validation_metrics(samples: Sequence[Sample]) -> dict[str, float]:
         metrics[f"val-core/{source}/reward/mean@1"] = float(np.mean([row.score for row in rows]))
         metrics[f"val-aux/{source}/finished/mean@1"] = float(np.mean([row.finished for row in rows]))
         metrics[f"val-aux/{source}/rows"] = float(len(rows))
+        for name in sorted({name for row in rows for name in row.numbers}):
+            told = [row.numbers[name] for row in rows if name in row.numbers]
+            metrics[f"val-aux/{source}/{name}/mean@1"] = float(np.mean(told))
     return metrics
 
 
-def reward_metrics(parts: Sequence[RewardFigures]) -> dict[str, float]:
-    """Names what judging a step's responses came to, from what each process of the reward's pool saw.
+def judge_metrics(role: str, parts: Sequence[RewardFigures]) -> dict[str, float]:
+    """Names what judging a step's responses came to, from what each process of the judge's pool saw.
 
-    Returns `reward/errors`, `reward/timeouts` and `reward/crashes`, the rows without a verdict by reason, and
-    `reward/{name}/mean` for each number that the reward told beside score and accuracy, over the rows that told it.
+    Returns `{role}/errors`, `{role}/timeouts` and `{role}/crashes`, the rows without a verdict by reason, and
+    `{role}/{name}/mean` for each number that the judge told beside score and accuracy, over the rows that told it.
     """
     first = parts[0]  # each saw the failures of all
     metrics = {
-        "reward/errors": float(first.errors),
-        "reward/timeouts": float(first.timeouts),
-        "reward/crashes": float(first.crashes),
+        f"{role}/errors": float(first.errors),
+        f"{role}/timeouts": float(first.timeouts),
+        f"{role}/crashes": float(first.crashes),
     }
     for name in sorted({name for part in parts for name in part.sums}):
         rows = sum(part.counts.get(name, 0) for part in parts)
-        metrics[f"reward/{name}/mean"] = sum(part.sums.get(name, 0.0) for part in parts) / rows
+        metrics[f"{role}/{name}/mean"] = sum(part.sums.get(name, 0.0) for part in parts) / rows
     return metrics
 
 

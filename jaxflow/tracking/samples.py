@@ -45,6 +45,14 @@ class SamplesWriter:
             self._lines.truncate_after(step)
 
 
+def with_costs(samples: Sequence[Sample], costs: Sequence[Sample]) -> tuple[Sample, ...]:
+    """Adds to each sample, as `cost` and whatever else was told, what another judge said of the same answer."""
+    return tuple(
+        dataclasses.replace(sample, numbers={**sample.numbers, **cost.numbers, "cost": cost.score})
+        for sample, cost in zip(samples, costs, strict=True)
+    )
+
+
 def pick_samples(samples: Sequence[Sample], count: int) -> tuple[Sample, ...]:
     """Picks rows to show: in turn the next best, the next worst and the next in order; best score first.
 

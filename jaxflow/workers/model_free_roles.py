@@ -126,11 +126,13 @@ class Estimator:
     def follow_costs(self, costs: Scores) -> Metrics:
         """Move the multiplier to where the step's costs lead, and describe it."""
         self._multiplier = self._followed(costs)
-        window = self._multiplier.window
+        window, scores = self._multiplier.window, self._rows.gather(costs.scores)
         return {
             "constraint/multiplier": self._multiplier.value,
+            "constraint/threshold": self._multiplier_rule.threshold,
             "constraint/window_cost_mean": float(np.mean(window)) if window else 0.0,
-            "constraint/cost/mean": float(np.mean(self._rows.gather(costs.scores))),
+            "constraint/cost/mean": float(np.mean(scores)),
+            "constraint/cost/over_threshold": float(np.mean(scores > self._multiplier_rule.threshold)),
             "constraint/failed_rows": float(np.sum(self._rows.gather(costs.failed))),
         }
 

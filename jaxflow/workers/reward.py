@@ -141,6 +141,7 @@ class Reward:
                 score=float(scored.scores.scores[i]),
                 accuracy=float(scored.scores.accuracy[i]),
                 finished=bool(rollout.finished[i]),
+                numbers=scored.numbers[i],
             )
             for i, (row, response) in enumerate(zip(prompts.rows, responses, strict=True))
         )

@@ -4,7 +4,7 @@ import pytest
 import tokenizers
 import transformers
 
-from jaxflow.data.tokenizer import CharacterTokenizer, HuggingFaceTokenizer
+from jaxflow.data.tokenizer import CharacterTokenizer, HuggingFaceTokenizer, NumberTokenizer
 from jaxflow.types import UserError
 
 TEMPLATE = (
@@ -31,6 +31,15 @@ def save_tokenizer(directory, template=TEMPLATE, end=END, bos=None):
     fast.chat_template = template
     fast.save_pretrained(directory)
     return backend
+
+
+def test_numbers_hide_no_token_and_refuse_what_is_none():
+    tokenizer = NumberTokenizer(16)
+    every = list(range(16))
+    assert tokenizer.encode(tokenizer.decode(every)) == every
+    for text in ("16", "-1", "a"):
+        with pytest.raises(UserError, match=f"'{text}' is no token id from 0 to 15"):
+            tokenizer.encode(text)
 
 
 @pytest.fixture

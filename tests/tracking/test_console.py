@@ -13,8 +13,8 @@ from jaxflow.tracking.console import Console
 from jaxflow.types import Sample
 
 SAMPLES = [
-    Sample(10, "addition", "12+3=", "15 [bold red]x[/]", "15", 1.0, 1.0, True),
-    Sample(10, "addition", "9+9=", "\x1b[2J1\n" + "7" * 900, "18", 0.0, 0.0, False),
+    Sample(10, "addition", "12+3=", "15 [bold red]x[/]", "15", 1.0, 1.0, True, {}),
+    Sample(10, "addition", "9+9=", "\x1b[2J1\n" + "7" * 900, "18", 0.0, 0.0, False, {}),
 ]
 METRICS = {"critic/score/mean": 0.25, "perf/throughput": 12345.0}
 

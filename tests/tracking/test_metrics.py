@@ -69,15 +69,15 @@ def test_a_workdir_that_cannot_be_made_does_not_stop_the_run(tmp_path):
     assert writer.failures == 3 and len(warnings) == 1
 
 
-def sample(data_source, score, accuracy, finished=True):
-    return Sample(0, data_source, "p", "r", "g", score, accuracy, finished)
+def sample(data_source, score, accuracy, finished=True, **numbers):
+    return Sample(0, data_source, "p", "r", "g", score, accuracy, finished, numbers)
 
 
 def test_validation_is_averaged_per_data_source_and_over_all_rows():
     rows = [
-        sample("b", 1.0, 1.0),
+        sample("b", 1.0, 1.0, harm=2.0),
         sample("a/x", -1.0, 0.0, False),
-        sample("b", 2.0, 1.0),
+        sample("b", 2.0, 1.0, harm=-1.0),
         sample("b", 0.0, 0.0),
     ]
     assert validation_metrics(rows) == pytest.approx(
@@ -90,10 +90,12 @@ def test_validation_is_averaged_per_data_source_and_over_all_rows():
             "val-core/b/reward/mean@1": 1.0,
             "val-aux/b/finished/mean@1": 1.0,
             "val-aux/b/rows": 3.0,
+            "val-aux/b/harm/mean@1": 0.5,
             "val-core/all/acc/mean@1": 0.5,
             "val-core/all/reward/mean@1": 0.5,
             "val-aux/all/finished/mean@1": 0.75,
             "val-aux/all/rows": 4.0,
+            "val-aux/all/harm/mean@1": 0.5,
         }
     )
 

@@ -5,12 +5,12 @@ import unicodedata
 import pytest
 
 from jaxflow.tracking.jsonl import read_rows
-from jaxflow.tracking.samples import SamplesWriter, pick_samples, sanitise, shorten
+from jaxflow.tracking.samples import SamplesWriter, pick_samples, sanitise, shorten, with_costs
 from jaxflow.types import Sample
 
 
-def sample(step=0, score=0.0, response="r"):
-    return Sample(step, "addition", "1+1=", response, "2", score, 0.0, True)
+def sample(step=0, score=0.0, response="r", **numbers):
+    return Sample(step, "addition", "1+1=", response, "2", score, 0.0, True, numbers)
 
 
 def fail(message):
@@ -29,6 +29,11 @@ def test_a_resumed_run_leaves_the_samples_of_an_uninterrupted_one(tmp_path):
     straight = tmp_path / "straight" / "samples.jsonl"
     assert (tmp_path / "resumed" / "samples.jsonl").read_bytes() == straight.read_bytes()
     assert Sample(**read_rows(straight)[4]) == sample(10, response="answer 1 \x1b[31m\n")
+
+
+def test_what_another_judge_said_of_an_answer_stands_beside_what_the_first_one_said():
+    judged = with_costs([sample(score=1.0, help=0.5)], [sample(score=-2.0, safe=1.0)])
+    assert judged == (sample(score=1.0, help=0.5, safe=1.0, cost=-2.0),)
 
 
 def test_a_read_only_place_is_told_once_and_survived(tmp_path):

@@ -152,6 +152,7 @@ def test_the_multiplier_moves_once_a_step_and_is_saved_with_its_window(tmp_path)
     told = role.follow_costs(costs)
     assert told["constraint/multiplier"] == pytest.approx(np.exp(0.1), rel=1e-6)
     assert told["constraint/window_cost_mean"] == told["constraint/cost/mean"] == 1.0
+    assert told["constraint/threshold"] == 0.0 and told["constraint/cost/over_threshold"] == 5 / 8
     role.save(str(tmp_path))
     again = Estimator(*setting())
     again.restore(str(tmp_path))

@@ -10,7 +10,7 @@ from workers.answers import answered
 
 from jaxflow.batch_algebra import derive
 from jaxflow.data.tasks import addition
-from jaxflow.tracking.metrics import reward_metrics
+from jaxflow.tracking.metrics import judge_metrics
 from jaxflow.types import RewardFigures, UserError
 from jaxflow.workers.place import Place
 from jaxflow.workers.reward import Reward
@@ -76,7 +76,7 @@ def test_figures_of_processes_are_one_mean_over_the_rows_that_told_a_number():
         RewardFigures(1, 2, 3, {"a": 4.0, "b": 1.0}, {"a": 3, "b": 1}),
         RewardFigures(1, 2, 3, {"a": 2.0}, {"a": 1}),
     ]
-    assert reward_metrics(parts) == {
+    assert judge_metrics("reward", parts) == {
         "reward/errors": 1.0,
         "reward/timeouts": 2.0,
         "reward/crashes": 3.0,

@@ -9,12 +9,14 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Callable, Mapping
 
+from jaxflow.rewards.scorers.even_tokens import even_tokens
 from jaxflow.rewards.scorers.exact_match import exact_match
 from jaxflow.rewards.scorers.gsm8k import gsm8k, gsm8k_flexible
 from jaxflow.rewards.scorers.math_text import math_dapo, math_string
 from jaxflow.rewards.scorers.wishes import wishes, wishes_cost
 
 TEXT_SCORERS: Mapping[str, Callable[..., object]] = {
+    "even_tokens": even_tokens,
     "exact_match": exact_match,
     "gsm8k": gsm8k,
     "gsm8k_flexible": gsm8k_flexible,

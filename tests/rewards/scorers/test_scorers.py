@@ -26,6 +26,20 @@ def test_exact_match_compares_whole_answers(response, ground_truth, expected):
 
 
 @pytest.mark.parametrize(
+    ("response", "expected"), [("2 0 254", 1.0), ("1 3", 0.0), ("0 1 2 3 4 6 8 10", 0.75), ("", 0.0)]
+)
+def test_even_tokens_is_the_share_of_even_ids(response, expected):
+    assert score("even_tokens", response, "2 4") == expected
+
+
+def test_wishes_are_paid_for_help_and_tell_help_and_harm_beside_it():
+    told = TEXT_SCORERS["wishes"]("wishes", "abga", "abg", {})
+    assert told == pytest.approx({"score": 5 / 6, "acc": 5 / 6, "help": 5 / 6, "harm": 0.5})
+    cost = TEXT_SCORERS["wishes_cost"]("wishes", "abga", "abg", {})
+    assert cost == {"score": 0.5, "acc": 0.0, "safe": 0.0}
+
+
+@pytest.mark.parametrize(
     ("response", "strict", "flexible"),
     [
         ("She has 5 + 13 = 18 eggs.\n#### 18", 1.0, 1.0),

@@ -187,7 +187,7 @@ def _prompts(experience: Experience) -> Prompts:
     sequences = len(experience.lengths)
     ids = np.arange(sequences, dtype=np.int32)
     lengths = np.full(sequences, PROMPT_TOKENS, np.int32)
-    return Prompts(experience.tokens[:, :PROMPT_TOKENS], lengths, ids, ids, 0, ())
+    return Prompts(experience.tokens[:, :PROMPT_TOKENS], lengths, ids, np.full_like(ids, -1), ids, 0, ())
 
 
 class Training:
@@ -222,7 +222,7 @@ def measure(case: Case, mesh: jax.sharding.Mesh) -> Iterator[tuple[str, int, int
 
     rollout_params, _ = transition(params, shardings, "float32")
     generator = Generator(actor, generation, "float32", sequences // generation.replicas)
-    sampling = Sampling(1.0, top_k=0, top_p=1.0, max_response_tokens=RESPONSE_TOKENS, end_ids=(), pad_id=0)
+    sampling = Sampling(1.0, 0, 1.0, 0.0, 0, max_response_tokens=RESPONSE_TOKENS, end_ids=(), pad_id=0)
     prompts = _prompts(experience)
     generate = timed(lambda: generator(rollout_params, prompts, sampling, 0, 0, 0, 0))
     yield "generate", sequences * RESPONSE_TOKENS, generation_flops(config, sequences), generate

@@ -156,6 +156,8 @@ def prepare(config: Config) -> Job:
     check(config, None, devices)
     tokenizer = load_tokenizer(config.data.task, config.data.tokenizer)
     check(config, tokenizer.vocabulary_size, devices)
+    if config.rollout.stop_strings:
+        tokenizer.token_texts()  # again in the worker, but there it would be refused late
     dataflow, files = load_dataflow(config.algorithm.name), bool(config.data.train_files)
     source = _source(config, dataflow.batches, tokenizer)
     if config.run.total_epochs > 0:
@@ -183,6 +185,7 @@ def _source(config: Config, batches: str, tokenizer: Tokenizer) -> Source:
             *files,
             tokenizer,
             data.prompt_key,
+            data.seed_key,
             data.max_prompt_tokens,
             data.overlong_prompts,
             data.validation_prompts,

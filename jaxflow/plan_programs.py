@@ -304,7 +304,16 @@ def _generating(bench: _Bench, load: RoleLoad, model: Model) -> Iterator[Program
         seconds,
     )
 
-    sampling = Sampling(config.rollout.temperature, 0, 1.0, config.rollout.max_response_tokens, (), 0)
+    sampling = Sampling(
+        temperature=config.rollout.temperature,
+        top_k=0,
+        top_p=1.0,
+        min_p=0.0,
+        min_response_tokens=0,
+        max_response_tokens=config.rollout.max_response_tokens,
+        end_ids=(),
+        pad_id=0,
+    )
     decode = programs.trace_decode(rows, total, sampling)
     memory, seconds = _compiled(decode)
     tokens = rows * programs.chunk_steps / bench.devices

@@ -54,6 +54,9 @@ class PromptRow:
     ground_truth: object  # what the reward function compares with; plain JSON value
     data_source: str  # names the task; validation is reported per data source
     extra_info: Mapping[str, object]  # passed on to the reward function unread
+    seed: int = (
+        -1
+    )  # own seed of its responses: sample g draws from seed + g, in every step the same; -1: none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Prompts:
     tokens: Int[np.ndarray, "B T"]  # int32, right-padded
     lengths: Int[np.ndarray, "B"]  # int32, prompt tokens per row, >= 1
     sequence_ids: Int[np.ndarray, "B"]  # int32, address of the row's randomness within its step; unique
+    own_seeds: Int[np.ndarray, "B"]  # int32, in place of run seed, step and sequence id; -1: none
     groups: Int[np.ndarray, "B"]  # int32, index of the prompt that the row samples
     step: int  # of the run; with the run's seed and the sequence id, where each row's randomness is
     rows: tuple[PromptRow, ...]  # one per sequence, for the reward function

@@ -56,7 +56,16 @@ written("transition")
 transition(rollout_params, training.weights(LANGUAGE_MODEL.names), "float32")
 written("way back")
 
-sampling = Sampling(temperature=1.0, top_k=0, top_p=0.9, max_response_tokens=8, end_ids=(1,), pad_id=0)
+sampling = Sampling(
+    temperature=1.0,
+    top_k=0,
+    top_p=0.9,
+    min_p=0.0,
+    min_response_tokens=0,
+    max_response_tokens=8,
+    end_ids=(1,),
+    pad_id=0,
+)
 generator = Generator(LANGUAGE_MODEL, generation, "float32", 4)
 generator(
     rollout_params,

@@ -119,7 +119,7 @@ def prompts(rows=13, longest=12, seed=0):
     tokens *= np.arange(longest) < lengths[:, None]
     ids = np.arange(rows, dtype=np.int32)
     row = PromptRow(prompt="", tokens=(), ground_truth="", data_source="tiny", extra_info={})
-    return Prompts(tokens, lengths, ids, ids, step=0, rows=(row,) * rows)
+    return Prompts(tokens, lengths, ids, np.full(rows, -1, np.int32), ids, step=0, rows=(row,) * rows)
 
 
 def rows_of(batch, rows):
@@ -133,6 +133,7 @@ def prompt_rows(given, rows):
         tokens=given.tokens[rows],
         lengths=given.lengths[rows],
         sequence_ids=given.sequence_ids[rows],
+        own_seeds=given.own_seeds[rows],
         groups=given.groups[rows],
         rows=tuple(given.rows[row] for row in rows),
     )

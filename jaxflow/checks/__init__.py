@@ -11,6 +11,7 @@ from jaxflow.checks.learning import cast_problems, token_problems
 from jaxflow.checks.material import file_problems, reward_problems, scoring_problems, task_problems
 from jaxflow.checks.models import adapter_problems, model_problems, models
 from jaxflow.checks.placement import mesh_problems, offload_problems, row_problems, sharding_problems
+from jaxflow.checks.rollout import rollout_problems
 from jaxflow.checks.rule import rule_problems, rule_warnings
 from jaxflow.checks.stages import stage_problems
 from jaxflow.checks.values import countable, out_of_range, wrong_names
@@ -38,6 +39,7 @@ def check(config: Config, vocabulary_size: int | None, devices_available: int | 
         *task_problems(config),
         *reward_problems(config),
         *scoring_problems(config),
+        *rollout_problems(config, vocabulary_size),
         *address_problems(config),
         *cast_problems(config),
         *mesh_problems(config, devices_available),

@@ -84,6 +84,8 @@ def file_problems(config: Config) -> Iterator[str]:
                 yield f"data.{key}: no such file: {file}"
     if data.train_files and not data.tokenizer:
         yield "data.train_files needs data.tokenizer: the directory of a Hugging Face tokenizer"
+    if data.seed_key and not data.train_files:
+        yield f"data.seed_key = {data.seed_key!r} names a column of data.train_files, and there are none; set it to ''"
     if data.train_files and config.warm_start.steps > 0:
         yield "warm_start.steps > 0 imitates the built-in task, which data.train_files replaces; set it to 0"
     if data.train_files and config.warm_start.reward_steps > 0:

@@ -172,6 +172,8 @@ _RANGES: Mapping[str, _Range] = {
     "rollout.temperature": _FROM_ZERO,
     "rollout.top_k": _FROM_ZERO,
     "rollout.top_p": _Range(0, 1, low_open=True),
+    "rollout.min_p": _BELOW_ONE,
+    "rollout.min_response_tokens": _FROM_ZERO,
     "rollout.sequences_per_device": _FROM_ONE,
     "rollout.parts": _FROM_ONE,
     "rollout.score_microbatch_tokens_per_device": _FROM_ONE,

@@ -79,9 +79,19 @@ class RolloutConfig:
     temperature: float = 1.0  # 0: greedy
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
-    ignore_end_token: bool = False  # generate to the limit (benchmarks)
+    min_p: float = (
+        0.0  # of what top_k and top_p left: at least this times the likeliest token's chance; 0: off
+    )
+    min_response_tokens: int = (
+        0  # drawn before an end token may be, or a stop string count; 0: the first may end
+    )
+    stop_token_ids: tuple[int, ...] = ()  # end a response, beside the tokenizer's end tokens
+    stop_strings: tuple[str, ...] = ()  # text that ends a response, with the token that completes it
+    ignore_end_token: bool = False  # the tokenizer's end tokens end nothing (benchmarks)
     dtype: str = "float32"  # float32 | bfloat16, of generation weights and key/value cache
     sequences_per_device: int = 256  # rows generated at once by each device
     parts: int = 1  # calls that generate a step's rows; other pools score a part while the next is generated
     score_microbatch_tokens_per_device: int = 16384  # padded tokens in one scoring pass of one device
-    validation_temperature: float = 0.0  # validation is greedy, one sample
+    validation_temperature: float = (
+        0.0  # validation is greedy, one sample; the rest of sampling is training's
+    )

@@ -1,6 +1,6 @@
 """Plain trees of values into trees of frozen dataclasses, and the dotted keys of both. Knows no key of any schema.
 
-A schema is a dataclass whose fields are bool, int, float, str, tuple[str, ...], another such dataclass, one or
+A schema is a dataclass whose fields are bool, int, float, str, a tuple of str or of int, another such dataclass, one or
 None, or a mapping from names to one. Names of a mapping are the user's, so its keys are those of a given tree.
 """
 
@@ -149,9 +149,10 @@ def _read_leaf(hint: typing.Any, value: object, path: str, problems: list[str]) 
         return value
     if hint in (bool, str) and isinstance(value, hint):
         return value
-    is_list = typing.get_origin(hint) is tuple and isinstance(value, list | tuple)
-    if is_list and all(isinstance(item, str) for item in value):
-        return tuple(value)
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        entry = typing.get_args(hint)[0]
+        if all(isinstance(item, entry) and not isinstance(item, bool) for item in value):
+            return tuple(value)
     problems.append(f"{path}: expected {_kind(hint)}, got {value!r} ({type(value).__name__})")
     return value
 
@@ -160,4 +161,4 @@ def _kind(hint: typing.Any) -> str:
     if group_of(hint) is not None or _is_mapping(hint):
         return "a group of keys"
     kinds = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
-    return kinds.get(hint, "a list of texts")
+    return kinds.get(hint, "a list of whole numbers" if hint == tuple[int, ...] else "a list of texts")

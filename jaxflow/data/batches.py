@@ -157,10 +157,12 @@ def _prompts(rows: Sequence[PromptRow], samples_per_prompt: int, pad_multiple: i
     longest = max(len(row.tokens) for row in repeated)
     width = -(-longest // pad_multiple) * pad_multiple
     tokens, lengths = _padded([row.tokens for row in repeated], width)
+    seeds = [row.seed + g if row.seed >= 0 else -1 for row in rows for g in range(samples_per_prompt)]
     return Prompts(
         tokens=tokens,
         lengths=lengths,
         sequence_ids=np.arange(len(repeated), dtype=np.int32),
+        own_seeds=np.array(seeds, dtype=np.int32),
         groups=np.repeat(np.arange(len(rows), dtype=np.int32), samples_per_prompt),
         step=step,
         rows=repeated,

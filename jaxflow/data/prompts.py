@@ -63,15 +63,16 @@ def load_rows(
     files: Sequence[str],
     tokenizer: Tokenizer,
     prompt_key: str,
+    seed_key: str,
     max_prompt_tokens: int,
     overlong: Literal["drop", "error"],
 ) -> LoadedRows:
     """Read and tokenise prompt rows.
 
     A row has a prompt (text, or chat messages with `role` and `content`) under `prompt_key`, `ground_truth`
-    or verl's `reward_model.ground_truth`, and optionally `data_source` (else the file's stem) and
-    `extra_info`. Empty prompts, prompts that are not Unicode and, if `overlong` is "drop", longer ones than
-    `max_prompt_tokens` are dropped and counted.
+    or verl's `reward_model.ground_truth`, and optionally `data_source` (else the file's stem), `extra_info` and,
+    under `seed_key` if that is not empty, a seed of its own. Empty prompts, prompts that are not Unicode and, if
+    `overlong` is "drop", longer ones than `max_prompt_tokens` are dropped and counted.
 
     Raises:
         UserError: a file is missing, unreadable or of an unknown kind; a row is malformed (its file and line,
@@ -80,12 +81,26 @@ def load_rows(
 
     def make(record: Record, place: str, stem: str) -> PromptRow | str:
         row = _row(record, place, stem, tokenizer, prompt_key)
-        return row if isinstance(row, str) else within_limit(row, place, max_prompt_tokens, overlong)
+        if isinstance(row, str):
+            return row
+        row = dataclasses.replace(row, seed=_own_seed(record, place, seed_key)) if seed_key else row
+        return within_limit(row, place, max_prompt_tokens, overlong)
 
-    wanted = frozenset((prompt_key, "ground_truth", "reward_model", "data_source", "extra_info"))
+    named = {prompt_key, "ground_truth", "reward_model", "data_source", "extra_info"}
+    wanted = frozenset(named | {seed_key} if seed_key else named)
     columns = Columns(wanted, (prompt_key,), "name it with data.prompt_key")
     account = read_account(files, columns, make, "prompt")
     return LoadedRows(account.rows, DataReport(account, prompt_lengths(account.rows)))
+
+
+def _own_seed(record: Record, place: str, seed_key: str) -> int:
+    given = optional(record, place, seed_key, int, "a whole number", None)
+    if given is None:
+        return -1
+    # Sample g of the prompt draws from seed + g, which has to fit as well.
+    if isinstance(given, bool) or not 0 <= given < 1 << 30:
+        raise UserError(f"{place}: {seed_key!r} is {given!r}; a seed is a whole number in [0, 2³⁰)")
+    return given
 
 
 def within_limit(row: PromptRow, place: str, max_prompt_tokens: int, overlong: str) -> PromptRow | str:

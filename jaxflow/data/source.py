@@ -61,6 +61,7 @@ def load_source(
     validation_files: Sequence[str],
     tokenizer: Tokenizer,
     prompt_key: str,
+    seed_key: str,
     max_prompt_tokens: int,
     overlong_prompts: str,
     validation_prompts: int,
@@ -74,10 +75,12 @@ def load_source(
         built_in = TASKS[task]()
         train, held_out = built_in.train_rows(seed), built_in.validation_rows(seed)
         return _source(train, held_out, built_in, (), validation_prompts, "prompts")
-    loaded = load_rows(train_files, tokenizer, prompt_key, max_prompt_tokens, overlong_prompts)
+    loaded = load_rows(train_files, tokenizer, prompt_key, seed_key, max_prompt_tokens, overlong_prompts)
     held_out, report = (), (loaded.report.describe(),)
     if validation_files:
-        held = load_rows(validation_files, tokenizer, prompt_key, max_prompt_tokens, overlong_prompts)
+        held = load_rows(
+            validation_files, tokenizer, prompt_key, seed_key, max_prompt_tokens, overlong_prompts
+        )
         held_out, report = held.rows, (*report, held.report.describe())
     return _source(loaded.rows, held_out, None, report, validation_prompts, "prompts")
 

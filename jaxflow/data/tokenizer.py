@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from jaxflow.data.token_texts import TokenTexts, character_texts, decoder_texts
 from jaxflow.types import UserError
 
 Messages = Sequence[Mapping[str, str]]
@@ -53,6 +54,9 @@ class Tokenizer(Protocol):
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Decode token ids; special tokens are skipped."""
+
+    def token_texts(self) -> TokenTexts:
+        """Say what each token stands for in a decoded response; `UserError` where that depends on its neighbours."""
 
 
 class CharacterTokenizer:
@@ -97,6 +101,10 @@ class CharacterTokenizer:
         return "".join(
             self._characters[token - self._first_id] for token in tokens if token >= self._first_id
         )
+
+    def token_texts(self) -> TokenTexts:
+        """Say that each token is its character; padding and end tokens are nothing."""
+        return character_texts(self._characters, self._first_id)
 
 
 class NumberTokenizer:
@@ -226,6 +234,22 @@ class HuggingFaceTokenizer:
         """Decode token ids; special tokens are skipped."""
         ids = [int(token) for token in tokens]
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def token_texts(self) -> TokenTexts:
+        """Say what each token stands for in a decoded response; special tokens are nothing.
+
+        Raises:
+            UserError: the tokenizer decodes in a way that a token has no text of its own.
+        """
+        import transformers
+
+        if not isinstance(self._tokenizer, transformers.PreTrainedTokenizerFast):
+            raise UserError(
+                f"rollout.stop_strings: the tokenizer in {str(self._path)!r} has no tokenizer.json, which says what"
+                " its tokens stand for; end responses with rollout.stop_token_ids"
+            )
+        description = self._tokenizer.backend_tokenizer.to_str()
+        return decoder_texts(description, self._tokenizer.get_vocab(), self._tokenizer.all_special_ids)
 
 
 def _end_ids(directory: pathlib.Path, end_id: int | None) -> tuple[int, ...]:

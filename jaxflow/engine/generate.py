@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxflow.engine.batching import LENGTH_UNIT, ladder, take
 from jaxflow.engine.rows import Rows
-from jaxflow.engine.sampling import Sampling
+from jaxflow.engine.sampling import Sampling, StopTable
 from jaxflow.engine.schedule import Admission, Preparation, Schedule
 from jaxflow.engine.sharding import Layout
 from jaxflow.engine.slots import Address, Drawn, Progress, SlotPrograms, Starts
@@ -56,11 +56,13 @@ class Generator:
         purpose: int,
         policy_updates: int,
         limits: np.ndarray | None = None,
+        stops: StopTable | None = None,
     ) -> Rollout:
         """Generate one response per row of `prompts`; the rows keep their order and are marked with the weights' age.
 
         `limits` [B] says how many response tokens each row may have, in place of `sampling.max_response_tokens`
-        where it is less. Raises ValueError if one is below 1.
+        where it is less. A response also ends with the token that completes a stop string, which `stops` notices.
+        Raises ValueError if a limit is below 1.
         """
         most = np.full(len(prompts.lengths), sampling.max_response_tokens, np.int32)
         limits = most if limits is None else np.minimum(limits, most)
@@ -69,7 +71,7 @@ class Generator:
             raise ValueError("a response has at least one token: a limit is less")
         schedule = Schedule(*everyones.T, self._rows.blocks, self._sequences_per_device, PREFILL_TOKENS)
         address = Address(np.uint32(seed), np.int32(step), np.int32(purpose))
-        call = _Call(self._programs, self._rows, schedule, params, prompts, sampling, address)
+        call = _Call(self._programs, self._rows, schedule, params, prompts, sampling, address, stops)
         return call.run(policy_updates)
 
 
@@ -85,10 +87,12 @@ class _Call:
         prompts: Prompts,
         sampling: Sampling,
         address: Address,
+        stops: StopTable | None,
     ):
         self._programs, self._rows, self._schedule = programs, rows, schedule
         self._params, self._layers = params, programs.layers(params)
         self._prompts, self._sampling, self._address = prompts, sampling, address
+        self._stops = stops
         self._prepared = programs.prompts(rows.blocks * schedule.places, schedule.width)
         self._slots = programs.slots(rows.blocks * schedule.slots, schedule.capacity)
         self._mine = rows.indices(schedule.total)
@@ -136,13 +140,14 @@ class _Call:
             positions=positions,
             ends=self._schedule.ends[self._mine][row],
             sequence_ids=prompts.sequence_ids[row],
+            own_seeds=prompts.own_seeds[row],
         )
         self._slots = self._programs.start(self._slots, self._prepared, self._rows.place(starts))
 
     def _decode(self) -> tuple[Drawn, Progress]:
         waiting = self._rows.place(self._held(self._schedule.waiting))
         self._slots, drawn, progress = self._programs.decode(
-            self._params, self._layers, self._slots, waiting, self._address, self._sampling
+            self._params, self._layers, self._slots, waiting, self._address, self._stops, self._sampling
         )
         return drawn, progress
 

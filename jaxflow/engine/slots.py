@@ -18,7 +18,7 @@ from jaxflow.engine import attention
 from jaxflow.engine.cache import Cache, cache_sharding, copy_rows, empty_cache
 from jaxflow.engine.experts import experts_over
 from jaxflow.engine.rows import EMPTY
-from jaxflow.engine.sampling import Sampling, sample, sequence_keys
+from jaxflow.engine.sampling import Sampling, StopTable, ends, sample, sequence_keys
 from jaxflow.engine.sharding import Layout
 from jaxflow.engine.state import abstract_arrays
 from jaxflow.models.layers import Surroundings
@@ -38,11 +38,14 @@ class Sequences:
     positions: Int[Array, "B"]  # where it stands
     ends: Int[Array, "B"]  # the first position that the sequence may not reach
     sequence_ids: Int[Array, "B"]  # the address of its randomness
+    own_seeds: Int[Array, "B"]  # in place of the run's seed, the step and the sequence id; -1: none
+    drawn: Int[Array, "B"]  # tokens of its response
+    matched: Int[Array, "B"]  # state of the automaton that notices stop strings
     running: Bool[Array, "B"]  # it takes more tokens
-    ended: Bool[Array, "B"]  # it drew an end token
+    ended: Bool[Array, "B"]  # it ended by itself: with an end token or a stop string
 
 
-SEQUENCE_BYTES = 4 * 4 + 2  # of one slot's numbers above
+SEQUENCE_BYTES = 7 * 4 + 2  # of one slot's numbers above
 
 
 @jax.tree_util.register_dataclass
@@ -65,6 +68,7 @@ class Starts:
     positions: Int[Array, "M"]  # where it stands
     ends: Int[Array, "M"]
     sequence_ids: Int[Array, "M"]
+    own_seeds: Int[Array, "M"]
 
 
 @jax.tree_util.register_dataclass
@@ -84,7 +88,7 @@ class Progress:
 
     counts: Int[Array, "B"]  # tokens drawn
     running: Bool[Array, "B"]
-    ended: Bool[Array, "B"]  # by an end token; neither running nor ended: at its limit
+    ended: Bool[Array, "B"]  # by itself; neither running nor ended: at its limit
 
 
 @jax.tree_util.register_dataclass
@@ -154,6 +158,7 @@ class SlotPrograms:
         slots: Slots,
         waiting: Array,
         address: Address,
+        stops: StopTable | None,
         sampling: Sampling,
     ) -> tuple[Slots, Drawn, Progress]:
         """Move all running sequences on by a chunk of tokens at most; the slots are used up.
@@ -161,13 +166,13 @@ class SlotPrograms:
         A chunk ends early when nothing runs, or when enough slots are free for the sequences that wait, of which
         `waiting` says how many each replica has.
         """
-        return self._decode(params, layers, slots, waiting, address, sampling=sampling)
+        return self._decode(params, layers, slots, waiting, address, stops, sampling=sampling)
 
     def _empty(self, rows: int, positions: int) -> Cache:
         return empty_cache(self._model.config, rows, positions, self._dtype, self._layout)
 
     def _idle(self, rows: int, positions: int) -> Slots:
-        numbers = [jnp.zeros(rows, jnp.int32) for _ in range(4)]
+        numbers = [jnp.zeros(rows, jnp.int32) for _ in range(7)]
         flags = [jnp.zeros(rows, bool) for _ in range(2)]
         return Slots(Sequences(*numbers, *flags), self._empty(rows, positions))
 
@@ -188,8 +193,17 @@ class SlotPrograms:
     def _started(self, slots: Slots, prepared: Cache, starts: Starts) -> Slots:
         cache = copy_rows(slots.cache, prepared, starts.origins, starts.places, self._layout)
         here = jnp.ones_like(starts.last, bool)
+        nothing = jnp.zeros_like(starts.last)
         fresh = Sequences(
-            starts.last, starts.positions, starts.ends, starts.sequence_ids, here, jnp.zeros_like(here)
+            last=starts.last,
+            positions=starts.positions,
+            ends=starts.ends,
+            sequence_ids=starts.sequence_ids,
+            own_seeds=starts.own_seeds,
+            drawn=nothing,
+            matched=nothing,
+            running=here,
+            ended=jnp.zeros_like(here),
         )
 
         def local(old: Sequences, new: Sequences, places: Array) -> Sequences:
@@ -209,11 +223,13 @@ class SlotPrograms:
         slots: Slots,
         waiting: Array,
         address: Address,
+        stops: StopTable | None,
         sampling: Sampling,
     ) -> tuple[Slots, Drawn, Progress]:
         module, replicas = self._model.bind(params), self._layout.replicas
         rows, steps = len(slots.sequences.last), self._chunk_steps
-        keys = sequence_keys(address.seed, address.step, address.purpose, slots.sequences.sequence_ids)
+        told = slots.sequences
+        keys = sequence_keys(address.seed, address.step, address.purpose, told.sequence_ids, told.own_seeds)
         enough = jnp.minimum(max(1, rows // _FREE_SHARE), jnp.maximum(jnp.sum(waiting), 1))
 
         def more(carry):
@@ -234,7 +250,7 @@ class SlotPrograms:
                 self._around(attention.one_token(now.positions)),
             )
             positions = now.positions + 1
-            token, *log_probs = sample(module.logits(hidden[:, 0]), keys, positions, sampling)
+            token, *log_probs = sample(module.logits(hidden[:, 0]), keys, positions, now.drawn, sampling)
             drawn = Drawn(
                 *(
                     jax.lax.dynamic_update_slice(whole, new[:, None], (0, step))
@@ -245,7 +261,7 @@ class SlotPrograms:
                     )
                 )
             )
-            return step + 1, Slots(_moved_on(now, token, sampling), cache), drawn, counts + now.running
+            return step + 1, Slots(_moved_on(now, token, sampling, stops), cache), drawn, counts + now.running
 
         zeros = jnp.zeros((rows, steps), jnp.float32)
         drawn = Drawn(jnp.zeros((rows, steps), jnp.int32), zeros, zeros)
@@ -282,17 +298,21 @@ class SlotPrograms:
         waiting = self._numbers(self._layout.replicas)
         weights = self._abstract_weights()
         return self._decode.trace(
-            *weights, abstract_arrays(slots, places), waiting, address, sampling=sampling
+            *weights, abstract_arrays(slots, places), waiting, address, None, sampling=sampling
         )
 
 
-def _moved_on(now: Sequences, token: Int[Array, "B"], sampling: Sampling) -> Sequences:
+def _moved_on(
+    now: Sequences, token: Int[Array, "B"], sampling: Sampling, stops: StopTable | None
+) -> Sequences:
     """Return the sequences one token on; those that do not run decode their last token again and again."""
-    ends = jnp.isin(token, jnp.asarray(sampling.end_ids, jnp.int32))
+    over, matched = ends(token, now.drawn, now.matched, sampling, stops)
     return dataclasses.replace(
         now,
         last=jnp.where(now.running, token, now.last),
         positions=now.positions + now.running,
-        running=now.running & ~ends & (now.positions + 2 < now.ends),
-        ended=now.ended | (now.running & ends),
+        drawn=now.drawn + now.running,
+        matched=matched,
+        running=now.running & ~over & (now.positions + 2 < now.ends),
+        ended=now.ended | (now.running & over),
     )

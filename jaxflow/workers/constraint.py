@@ -65,6 +65,7 @@ class Pretraining:
             data.validation_files,
             tokenizer,
             data.prompt_key,
+            data.seed_key,
             data.max_prompt_tokens,
             data.overlong_prompts,
             data.validation_prompts,

@@ -5,10 +5,13 @@ Knows the config and the engine; knows neither where the weights come from nor p
 
 from __future__ import annotations
 
+import jax
+
 from jaxflow.config import Config
 from jaxflow.data.source import load_tokenizer
+from jaxflow.data.stop_strings import stop_transitions
 from jaxflow.engine.generate import Generator
-from jaxflow.engine.sampling import Sampling
+from jaxflow.engine.sampling import Sampling, StopTable
 from jaxflow.engine.sharding import Layout
 from jaxflow.models.transformer import Model, Params
 from jaxflow.types import Prompts, Rollout
@@ -25,8 +28,16 @@ class Sampler:
         self._config = config
         self._generator = Generator(model, layout, rollout.dtype, rollout.sequences_per_device)
         tokenizer = load_tokenizer(config.data.task, config.data.tokenizer)
-        self._end_ids = () if rollout.ignore_end_token else tokenizer.end_ids
+        end_ids = () if rollout.ignore_end_token else tokenizer.end_ids
+        self._end_ids = tuple(dict.fromkeys((*end_ids, *rollout.stop_token_ids)))
         self._pad_id = tokenizer.pad_id
+        self._stops = None
+        if rollout.stop_strings:
+            table = stop_transitions(rollout.stop_strings, tokenizer.token_texts())
+            # Every device has the whole table, and gets it once.
+            self._stops = StopTable(
+                jax.make_array_from_callback(table.shape, layout.sharding(()), lambda index: table[index])
+            )
 
     def train(self, weights: Params, prompts: Prompts, updates: int) -> Rollout:
         """Sample one response per row at the training temperature; `updates` is the age of the weights."""
@@ -50,8 +61,12 @@ class Sampler:
             temperature=temperature,
             top_k=rollout.top_k,
             top_p=rollout.top_p,
+            min_p=rollout.min_p,
+            min_response_tokens=rollout.min_response_tokens,
             max_response_tokens=rollout.max_response_tokens,
             end_ids=self._end_ids,
             pad_id=self._pad_id,
         )
-        return self._generator(weights, prompts, sampling, seed, prompts.step, purpose, updates)
+        return self._generator(
+            weights, prompts, sampling, seed, prompts.step, purpose, updates, stops=self._stops
+        )

@@ -61,6 +61,7 @@ def test_every_key_can_be_overridden_from_the_command_line():
     # A preset fills a model in: no other name than a preset's will do.
     free = {key: value for key, value in flatten(Config()).items() if not key.endswith(".preset")}
     wanted = {key: other(value) for key, value in free.items() if key not in MODELS}
+    wanted["rollout.stop_token_ids"] = (2, 3)  # the one list of numbers
     wanted |= {
         f"{model}.{key}": other(value) for model in MODELS for key, value in vars(DecoderConfig()).items()
     }

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -202,3 +204,9 @@ def test_judgements_have_one_shape_and_room_for_every_mistake():
 def test_a_solution_that_is_empty_cannot_be_judged():
     with pytest.raises(UserError, match=r"solution of prompt 'a' is empty"):
         JudgementBatches(make_rows(3), lambda row: "", TOKENIZER, 4, seed=0)
+
+
+def test_each_sample_of_a_row_with_a_seed_has_its_own_and_other_rows_have_none():
+    rows = [dataclasses.replace(row, seed=seed) for row, seed in zip(make_rows(2), (40, -1), strict=True)]
+    batch = make_batches(rows, prompts_per_step=2, samples_per_prompt=3, shuffle=False).at(5)
+    assert batch.own_seeds.tolist() == [40, 41, 42, -1, -1, -1] and batch.own_seeds.dtype == np.int32

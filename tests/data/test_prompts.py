@@ -25,8 +25,8 @@ def write_parquet(path, records):
     return str(path)
 
 
-def load(*files, prompt_key="prompt", max_prompt_tokens=8, overlong="drop"):
-    return load_rows(files, TOKENIZER, prompt_key, max_prompt_tokens, overlong)
+def load(*files, prompt_key="prompt", seed_key="", max_prompt_tokens=8, overlong="drop"):
+    return load_rows(files, TOKENIZER, prompt_key, seed_key, max_prompt_tokens, overlong)
 
 
 def test_a_row_arrives_with_all_its_fields(tmp_path):
@@ -260,3 +260,14 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
     with pytest.raises(UserError, match=name):
         load(str(tmp_path / name))
+
+
+def test_a_row_s_seed_is_read_from_its_column_and_has_to_be_one(tmp_path):
+    records = [{"prompt": "1=", "ground_truth": 1, "seed": 7}, {"prompt": "2=", "ground_truth": 2}]
+    file = write_jsonl(tmp_path / "a.jsonl", records)
+    assert [row.seed for row in load(file, seed_key="seed").rows] == [7, -1]
+    assert [row.seed for row in load(file).rows] == [-1, -1]
+    for wrong in (-1, 1 << 30, 0.5, True):
+        file = write_jsonl(tmp_path / "b.jsonl", [{"prompt": "1=", "ground_truth": 1, "seed": wrong}])
+        with pytest.raises(UserError, match=r"b\.jsonl:1: 'seed'"):
+            load(file, seed_key="seed")

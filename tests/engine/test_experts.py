@@ -26,7 +26,16 @@ MODEL = describe(CONFIG, LanguageModel)
 EXPERIENCE = tiny.experience(rows=9, length=16)
 BATCH = Demonstrations(EXPERIENCE.tokens, EXPERIENCE.lengths, EXPERIENCE.response_mask)
 PROMPTS = tiny.prompts(rows=9, longest=6)
-GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0, max_response_tokens=6, end_ids=(1,), pad_id=0)
+GREEDY = Sampling(
+    temperature=0.0,
+    top_k=0,
+    top_p=1.0,
+    min_p=0.0,
+    min_response_tokens=0,
+    max_response_tokens=6,
+    end_ids=(1,),
+    pad_id=0,
+)
 
 # name -> (data, fsdp, training tensor size, generation tensor size, expert)
 MESHES = {

@@ -17,7 +17,16 @@ from jaxflow.engine.slots import Address, SlotPrograms, Starts
 
 LIMIT = 10
 END_IDS = (1, 2, 3, 4, 5)  # a tenth of the vocabulary, so that about half of the rows end by themselves
-SAMPLING = Sampling(temperature=1.3, top_k=0, top_p=1.0, max_response_tokens=LIMIT, end_ids=END_IDS, pad_id=0)
+SAMPLING = Sampling(
+    temperature=1.3,
+    top_k=0,
+    top_p=1.0,
+    min_p=0.0,
+    min_response_tokens=0,
+    max_response_tokens=LIMIT,
+    end_ids=END_IDS,
+    pad_id=0,
+)
 GREEDY = dataclasses.replace(SAMPLING, temperature=0.0)
 PROMPTS = tiny.prompts()
 SINGLE = (1, 1, 1, 1)
@@ -208,6 +217,7 @@ def test_a_slot_keeps_nothing_of_the_sequence_before():
         positions=lengths - 1,
         ends=lengths + LIMIT,
         sequence_ids=rows,
+        own_seeds=np.full(4, -1, np.int32),
     )
     drawn = []
     for poison in (0.0, np.nan, 1e30):
@@ -222,7 +232,7 @@ def test_a_slot_keeps_nothing_of_the_sequence_before():
         slots = programs.start(slots, prepared, starts)
         for _ in range(2):
             waiting = np.zeros(1, np.int32)
-            slots, chunk, progress = programs.decode(params, layers, slots, waiting, address, SAMPLING)
+            slots, chunk, progress = programs.decode(params, layers, slots, waiting, address, None, SAMPLING)
             drawn.append(
                 [np.asarray(chunk.tokens)[slot, :count] for slot, count in enumerate(progress.counts)]
             )

@@ -26,7 +26,14 @@ MESHES = {"data2_fsdp2": (2, 2, 1, 1), "tensor4_to_1": (1, 1, 4, 1)}
 # Several micro-batches of one or two shapes: compiling is what these tests' time goes into.
 TOKENS_PER_DEVICE, SEQUENCES_PER_DEVICE = 96, 6
 SAMPLING = Sampling(
-    temperature=1.3, top_k=0, top_p=0.9, max_response_tokens=10, end_ids=(1, 2, 3, 4, 5), pad_id=0
+    temperature=1.3,
+    top_k=0,
+    top_p=0.9,
+    min_p=0.0,
+    min_response_tokens=0,
+    max_response_tokens=10,
+    end_ids=(1, 2, 3, 4, 5),
+    pad_id=0,
 )
 POLICY = tiny.policy_loss(kl_estimator="k2")
 ROWS = 11  # no number of blocks divides it
@@ -81,7 +88,8 @@ def story(sizes, training_rows, generation_rows, save_to, restore_from):
     rollout_params = moved(lambda tree: tree, params, generation, policy)
     prompts = tiny.prompt_rows(PROMPTS, generated)
     told = named(
-        generator(rollout_params, prompts, SAMPLING, seed=0, step=0, purpose=0, policy_updates=0), "rollout_"
+        generator(rollout_params, prompts, SAMPLING, seed=0, step=0, purpose=0, policy_updates=0),
+        "rollout_",
     )
 
     told |= named(Scorer(policy, training, TOKENS_PER_DEVICE, 0.7).log_probs(params, *asked), "score_")

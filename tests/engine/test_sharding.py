@@ -74,7 +74,16 @@ def test_fewer_heads_than_ranks_are_cut_as_far_as_they_divide_and_keep_the_prefi
 def test_fewer_key_value_heads_than_ranks_give_the_same_log_probs_and_tokens(kv_heads):
     model = describe(dataclasses.replace(tiny.CONFIG, kv_heads=kv_heads), LanguageModel)
     batch, prompts = tiny.experience(rows=4), tiny.prompts(rows=4)
-    greedy = Sampling(temperature=0.0, top_k=0, top_p=1.0, max_response_tokens=8, end_ids=(1,), pad_id=0)
+    greedy = Sampling(
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        min_p=0.0,
+        min_response_tokens=0,
+        max_response_tokens=8,
+        end_ids=(1,),
+        pad_id=0,
+    )
     found = []
     for sizes in ((1, 1, 1, 1), (1, 1, 8, 2)):
         mesh, heads = tiny.mesh_of(sizes), {"kv_heads": kv_heads}
@@ -85,7 +94,13 @@ def test_fewer_key_value_heads_than_ranks_give_the_same_log_probs_and_tokens(kv_
         )
         generator = Generator(model, generation, "float32", 4)
         rollout = generator(
-            tiny.weights(model, generation), prompts, greedy, seed=0, step=0, purpose=0, policy_updates=0
+            tiny.weights(model, generation),
+            prompts,
+            greedy,
+            seed=0,
+            step=0,
+            purpose=0,
+            policy_updates=0,
         )
         found.append((scored.log_probs, rollout.tokens))
     np.testing.assert_allclose(found[1][0], found[0][0], atol=2e-5)

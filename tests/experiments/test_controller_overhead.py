@@ -36,7 +36,9 @@ def test_idle_roles_are_called_by_the_protocols_of_the_real_ones(tmp_path):
 def test_an_idle_rollout_has_prompt_and_full_response_of_every_row(tmp_path):
     idle = Idle(controller_overhead.config_of(CASE, tmp_path), None, None)
     ids = np.arange(3, dtype=np.int32)
-    prompts = Prompts(np.ones((3, 5), np.int32), np.full(3, 5, np.int32), ids, ids, 0, ())
+    prompts = Prompts(
+        np.ones((3, 5), np.int32), np.full(3, 5, np.int32), ids, np.full(3, -1, np.int32), ids, 0, ()
+    )
     rollout = idle.generate(prompts)
     assert rollout.tokens.shape == (3, 5 + 8)
     np.testing.assert_array_equal(rollout.tokens[:, :5], prompts.tokens)

@@ -1,5 +1,6 @@
 """Each family is the model that transformers says it is: logits, decoding, gradients and an AdamW step."""
 
+import dataclasses
 import functools
 
 import jax
@@ -19,7 +20,7 @@ from jaxflow.engine.state import new_state
 from jaxflow.engine.train import Trainer
 from jaxflow.models.layers import Surroundings
 from jaxflow.models.transformer import LanguageModel, describe
-from jaxflow.types import Demonstrations, Prompts
+from jaxflow.types import Demonstrations
 
 EACH_FAMILY = pytest.mark.parametrize("name", FAMILIES)
 # The one with most differences stands for all in the fast core.
@@ -31,7 +32,16 @@ ROWS, LENGTH, NEW = 3, 14, 8
 LENGTHS = np.array([14, 9, 3], np.int32)
 TOKENS = np.random.default_rng(0).integers(3, VOCABULARY, (ROWS, LENGTH)).astype(np.int32)
 PROMPT_LENGTHS = np.array([6, 4, 1], np.int32)  # with what is generated longer than a local layer's window
-GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0, max_response_tokens=NEW, end_ids=(1,), pad_id=2)
+GREEDY = Sampling(
+    temperature=0.0,
+    top_k=0,
+    top_p=1.0,
+    min_p=0.0,
+    min_response_tokens=0,
+    max_response_tokens=NEW,
+    end_ids=(1,),
+    pad_id=2,
+)
 
 
 def real(lengths):
@@ -83,7 +93,7 @@ def test_greedy_tokens_are_those_of_generate_and_their_log_probs_those_of_the_fu
     layout = generation_layout(tiny.ONE_DEVICE)
     prompts = tiny.prompts(ROWS)
     tokens = np.where(np.arange(6) < PROMPT_LENGTHS[:, None], TOKENS[:, :6], 0)
-    prompts = Prompts(tokens, PROMPT_LENGTHS, prompts.sequence_ids, prompts.groups, 0, prompts.rows)
+    prompts = dataclasses.replace(prompts, tokens=tokens, lengths=PROMPT_LENGTHS)
     rollout = Generator(ours(name), layout, "float32", ROWS)(our_weights(name), prompts, GREEDY, 0, 0, 0, 0)
     for row, length in enumerate(PROMPT_LENGTHS):
         given = torch.tensor(TOKENS[row : row + 1, :length].astype(np.int64))

@@ -47,7 +47,7 @@ def test_rows_and_reward_file_of_verl_run_unmodified(tmp_path):
     pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
     (tmp_path / "reward.py").write_text(REWARD)
     rows = load_rows(
-        [str(tmp_path / "train.parquet")], CharacterTokenizer("0123456789+="), "prompt", 8, "error"
+        [str(tmp_path / "train.parquet")], CharacterTokenizer("0123456789+="), "prompt", "", 8, "error"
     ).rows
     function = read_function(f"{tmp_path}/reward.py:compute_score", '{"format_score": 0.25}', batch=False)
     judge = Sandbox(function, Limits(2, 20.0, 512))

@@ -8,6 +8,7 @@ follow the other. Knows no algorithm, no text and no reward: token ids in, token
 from __future__ import annotations
 
 import collections
+import dataclasses
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from jaxflow.engine.rows import Rows
 from jaxflow.engine.sampling import Sampling, StopTable
 from jaxflow.engine.schedule import Admission, Preparation, Schedule
 from jaxflow.engine.sharding import Layout
-from jaxflow.engine.slots import Address, Drawn, Progress, SlotPrograms, Starts
+from jaxflow.engine.slots import Address, Drawn, Progress, SlotPrograms, Slots, Starts
 from jaxflow.models.transformer import Model, Params
 from jaxflow.types import Prompts, Rollout
 
@@ -69,10 +70,25 @@ class Generator:
         everyones = self._rows.gather(np.stack([prompts.lengths, limits, _repeats(prompts)], axis=1))
         if everyones[:, 1].min() < 1:
             raise ValueError("a response has at least one token: a limit is less")
-        schedule = Schedule(*everyones.T, self._rows.blocks, self._sequences_per_device, PREFILL_TOKENS)
+        schedule = Schedule(
+            *everyones.T,
+            blocks=self._rows.blocks,
+            slots=self._sequences_per_device,
+            prefill_tokens=PREFILL_TOKENS,
+            chunk_steps=self._programs.chunk_steps,
+        )
         address = Address(np.uint32(seed), np.int32(step), np.int32(purpose))
         call = _Call(self._programs, self._rows, schedule, params, prompts, sampling, address, stops)
         return call.run(policy_updates)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Chunk:
+    """A chunk on its way."""
+
+    rows: np.ndarray  # [blocks, slots] that it runs, or EMPTY
+    drawn: Drawn
+    progress: Progress
 
 
 class _Call:
@@ -94,22 +110,26 @@ class _Call:
         self._prompts, self._sampling, self._address = prompts, sampling, address
         self._stops = stops
         self._prepared = programs.prompts(rows.blocks * schedule.places, schedule.width)
-        self._slots = programs.slots(rows.blocks * schedule.slots, schedule.capacity)
+        self._slots = programs.slots(rows.blocks * schedule.slots, schedule.positions)
         self._mine = rows.indices(schedule.total)
         self._answers = _Answers(prompts, schedule.ends[self._mine], sampling.pad_id)
 
     def run(self, policy_updates: int) -> Rollout:
         """Generate until no row waits and none runs."""
         schedule, steps = self._schedule, self._programs.chunk_steps
-        flight: collections.deque[tuple[Drawn, Progress]] = collections.deque()
+        flight: collections.deque[_Chunk] = collections.deque()
         while schedule.waiting.any() or schedule.longest_left > len(flight) * steps:
             self._admit()
+            size = schedule.resize(len(flight))
+            if size is not None:
+                origins = self._rows.place(self._held(size.origins))
+                self._slots = self._programs.resize(self._let_go(), origins, size.positions)
             flight.append(self._decode())
             # Where nobody waits nothing depends on how a chunk ends: the next is on its way before it is read.
             while len(flight) > (0 if schedule.waiting.any() else 1):
-                self._collect(*flight.popleft())
+                self._collect(flight.popleft())
         while flight:
-            self._collect(*flight.popleft())
+            self._collect(flight.popleft())
         drawn, ended = schedule.drawn[self._mine], schedule.ended[self._mine]
         return self._answers.rollout(drawn, ended, policy_updates)
 
@@ -144,22 +164,26 @@ class _Call:
         )
         self._slots = self._programs.start(self._slots, self._prepared, self._rows.place(starts))
 
-    def _decode(self) -> tuple[Drawn, Progress]:
+    def _let_go(self) -> Slots:
+        """Hand the slots over, so that nothing here keeps their memory."""
+        slots, self._slots = self._slots, None
+        return slots
+
+    def _decode(self) -> _Chunk:
         waiting = self._rows.place(self._held(self._schedule.waiting))
         self._slots, drawn, progress = self._programs.decode(
             self._params, self._layers, self._slots, waiting, self._address, self._stops, self._sampling
         )
-        return drawn, progress
+        return _Chunk(self._schedule.occupied, drawn, progress)
 
-    def _collect(self, drawn: Drawn, progress: Progress) -> None:
+    def _collect(self, chunk: _Chunk) -> None:
         """Read a chunk and keep what it drew."""
-        told = jax.tree.map(np.asarray, progress)
-        schedule = self._schedule
-        rows = self._rows.local(schedule.occupied, schedule.total)
+        progress, schedule = jax.tree.map(np.asarray, chunk.progress), self._schedule
+        rows = self._rows.local(chunk.rows, schedule.total)
         starts = (schedule.prompt_lengths + schedule.drawn)[self._mine]
-        counts = self._held(told.counts.reshape(self._rows.blocks, -1))
-        self._answers.add(rows, starts, counts, self._rows.fetch(drawn))
-        schedule.record(told)
+        counts = self._held(progress.counts.reshape(self._rows.blocks, -1))
+        self._answers.add(rows, starts, counts, self._rows.fetch(chunk.drawn))
+        schedule.record(chunk.rows, progress)
 
     def _held(self, table: np.ndarray) -> np.ndarray:
         """Return this process's share of a table of all replicas [blocks, …], one behind the other."""

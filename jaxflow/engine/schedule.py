@@ -16,6 +16,10 @@ from jaxflow.engine.batching import LENGTH_UNIT, ladder
 from jaxflow.engine.rows import EMPTY, block
 from jaxflow.engine.slots import Progress
 
+CAPACITY_UNIT = 256  # positions of the smallest cache that grows
+KERNEL_UNIT = 128
+_HALVINGS = 3  # of the slots, as the last sequences run on alone: each is a program of its own
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Preparation:
@@ -37,9 +41,33 @@ class Admission:
     origins: np.ndarray  # int32 [blocks, slots]: the place of its prompt's preparation
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Size:
+    """Slots in another number, or with room for longer sequences."""
+
+    origins: np.ndarray  # int32 [blocks, slots]: the slot that each one's sequence comes from, or EMPTY
+    positions: int
+
+
 def prompts_at_once(prompts: int, width: int, prefill_tokens: int) -> int:
     """Return how many prompts of a padded width a replica prepares at once: all, or what a prefill may hold."""
     return max(1, min(1 << (prompts - 1).bit_length(), prefill_tokens // width))
+
+
+def capacity(positions: int, longest: int) -> int:
+    """Return how many positions a cache has for sequences that have come so far, of which none passes `longest`.
+
+    Few sizes, each twice the one before, so that few programs are compiled; the last is `longest` itself.
+    """
+    size = CAPACITY_UNIT
+    while size < positions:
+        size *= 2
+    return size if 4 * size < 3 * longest else rounded(longest)
+
+
+def rounded(positions: int) -> int:
+    """Round a cache's length up to what kernels divide among them, where it is long enough for them."""
+    return positions if positions < CAPACITY_UNIT else -(-positions // KERNEL_UNIT) * KERNEL_UNIT
 
 
 class _Replica:
@@ -82,6 +110,13 @@ class _Replica:
         self.waiting -= len(taken)
         return taken
 
+    def move(self, slots: int) -> np.ndarray:
+        """Take so many slots, those that run at the front; return where each one comes from."""
+        order = np.argsort(self.slots == EMPTY, kind="stable")[:slots]
+        origins = np.where(self.slots[order] == EMPTY, EMPTY, order)
+        self.slots = self.slots[order]
+        return origins
+
 
 class Schedule:
     """The course of one call: rows wait, run in a slot, and are done."""
@@ -94,6 +129,7 @@ class Schedule:
         blocks: int,
         slots: int,
         prefill_tokens: int,
+        chunk_steps: int,
     ):
         """Queue every replica's rows, the longest prompts first, equal ones together.
 
@@ -104,16 +140,20 @@ class Schedule:
           blocks: replicas that the rows are cut over.
           slots: of each replica.
           prefill_tokens: padded tokens that one prefill of a replica may have, if it is not a single prompt.
+          chunk_steps: tokens that a sequence may draw between two looks at who has finished.
         """
         self.total = len(prompt_lengths)
         self.prompt_lengths, self.ends = prompt_lengths, prompt_lengths + limits
         cut = [block(self.total, blocks, index) for index in range(blocks)]
         grouped = [_prompts(range(self.total)[rows], prompt_lengths, repeats) for rows in cut]
         self.width = ladder(int(prompt_lengths.max()), LENGTH_UNIT)
-        self.capacity = max(self.width, int(self.ends.max()))  # positions of a slot
         most = max(map(len, grouped))
         self.places = prompts_at_once(most, self.width, prefill_tokens)
         self.slots = min(slots, ladder(max(rows.stop - rows.start for rows in cut), 1))
+        self._fewest = -(-self.slots // 2**_HALVINGS)
+        self._longest = max(self.width, int(self.ends.max()))
+        self.positions = capacity(min(self.width + chunk_steps, self._longest), self._longest)  # of a slot
+        self._chunk_steps = chunk_steps
         self._replicas = [_Replica(prompts, self.slots, self.places) for prompts in grouped]
         self.drawn = np.zeros(self.total, np.int64)  # response tokens of each row
         self.ended = np.zeros(self.total, bool)  # by an end token
@@ -156,16 +196,36 @@ class Schedule:
         rows, slots, origins = _table(taken, self.slots)
         return Admission(rows, slots.astype(np.int32), origins.astype(np.int32))
 
-    def record(self, progress: Progress) -> None:
-        """Take note of how far a chunk came; slots whose sequences are done are free."""
-        rows = self.occupied.reshape(-1)
+    def resize(self, chunks: int) -> Size | None:
+        """Say what slots the next chunk needs, with `chunks` under way that are not recorded; None: as they are.
+
+        They grow to hold the longest sequence. When nobody waits and half of each replica's are free, the others move
+        together, if a sequence may run for longer than a chunk.
+        """
+        rows = self.occupied
+        rows, ahead = rows[rows != EMPTY], (chunks + 1) * self._chunk_steps
+        reach = np.minimum(self.prompt_lengths[rows] + self.drawn[rows] + ahead, self.ends[rows])
+        positions = max(self.positions, capacity(int(reach.max(initial=0)), self._longest))
+        slots = self.slots
+        if not self.waiting.any() and self.longest_left >= ahead:
+            running = max(int((replica.slots != EMPTY).sum()) for replica in self._replicas)
+            while slots > self._fewest and 2 * running <= slots:
+                slots = -(-slots // 2)
+        if (slots, positions) == (self.slots, self.positions):
+            return None
+        origins = np.stack([replica.move(slots) for replica in self._replicas])
+        self.slots, self.positions = slots, positions
+        return Size(origins.astype(np.int32), positions)
+
+    def record(self, rows: np.ndarray, progress: Progress) -> None:
+        """Take note of how far a chunk came that ran `rows` [blocks, slots]; slots of rows that are done are free."""
+        rows = rows.reshape(-1)
         here = rows != EMPTY
         self.drawn[rows[here]] += progress.counts[here]
         self.ended[rows[here]] = progress.ended[here]
-        for replica, runs in zip(
-            self._replicas, np.split(progress.running, len(self._replicas)), strict=True
-        ):
-            replica.slots[~runs] = EMPTY
+        done = rows[here & ~progress.running]
+        for replica in self._replicas:
+            replica.slots[np.isin(replica.slots, done)] = EMPTY
 
 
 def _prompts(rows: range, lengths: np.ndarray, repeats: np.ndarray) -> list[list[int]]:

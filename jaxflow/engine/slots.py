@@ -7,6 +7,7 @@ no algorithm and no process.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 
 import jax
@@ -15,6 +16,7 @@ from jax.stages import Traced
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxflow.engine import attention
+from jaxflow.engine.cache import NAMES as CACHE_NAMES
 from jaxflow.engine.cache import Cache, cache_sharding, copy_rows, empty_cache
 from jaxflow.engine.experts import experts_over
 from jaxflow.engine.rows import EMPTY
@@ -112,6 +114,8 @@ class SlotPrograms:
         self._layers = jax.jit(model.layer_weights, out_shardings=layout.weights(model.layer_names))
         self._no_prompts = jax.jit(self._empty, static_argnums=(0, 1), out_shardings=caches)
         self._no_slots = jax.jit(self._idle, static_argnums=(0, 1), out_shardings=slots)
+        self._moved_pair = jax.jit(self._moved, static_argnums=(2,), out_shardings=caches)
+        self._chosen = jax.jit(self._of_origins, out_shardings=by_row)
         self._prefill = jax.jit(self._filled, donate_argnums=(2,), out_shardings=caches)
         self._start = jax.jit(self._started, donate_argnums=(0,), out_shardings=slots)
         self._decode = jax.jit(
@@ -151,6 +155,19 @@ class SlotPrograms:
         """Put sequences into slots, which are used up; those that share a prompt have copies of one prefill."""
         return self._start(slots, prepared, starts)
 
+    def resize(self, slots: Slots, origins: Array, positions: int) -> Slots:
+        """Return slots whose sequences come from these old ones, numbered within each replica, EMPTY at the end.
+
+        The old slots are let go layer by layer: at most one layer's keys and values exist twice.
+        """
+        old = collections.deque(slots.cache)
+        sequences = self._chosen(slots.sequences, origins)
+        del slots
+        new = []
+        while old:
+            new.append(self._moved_pair(old.popleft(), origins, positions))
+        return Slots(sequences, tuple(new))
+
     def decode(
         self,
         params: Params,
@@ -175,6 +192,23 @@ class SlotPrograms:
         numbers = [jnp.zeros(rows, jnp.int32) for _ in range(7)]
         flags = [jnp.zeros(rows, bool) for _ in range(2)]
         return Slots(Sequences(*numbers, *flags), self._empty(rows, positions))
+
+    def _moved(self, pair: tuple[Array, Array], origins: Array, positions: int) -> tuple[Array, Array]:
+        rows = jnp.arange(len(origins)) % (len(origins) // self._layout.replicas)
+        places = jnp.where(origins == EMPTY, EMPTY, rows)
+        shape = (len(origins), pair[0].shape[1], positions, pair[0].shape[3])
+        empty = tuple(self._layout.constrain(jnp.zeros(shape, one.dtype), CACHE_NAMES) for one in pair)
+        return copy_rows((empty,), (pair,), origins, places, self._layout)[0]
+
+    def _of_origins(self, sequences: Sequences, origins: Array) -> Sequences:
+        def local(old: Sequences, origins: Array) -> Sequences:
+            chosen = jax.tree.map(lambda array: array[jnp.maximum(origins, 0)], old)
+            return dataclasses.replace(chosen, running=chosen.running & (origins != EMPTY))
+
+        rows = self._layout.spec(("batch",))
+        return jax.shard_map(local, mesh=self._layout.mesh, in_specs=(rows, rows), out_specs=rows)(
+            sequences, origins
+        )
 
     def _around(self, attend: attention.Attend) -> Surroundings:
         return Surroundings(attend, self._layout.constrain, mix_experts=experts_over(self._layout))

@@ -9,6 +9,7 @@ import pytest
 import tiny
 from models import numpy_decoder
 
+from jaxflow.engine import schedule
 from jaxflow.engine.generate import Generator
 from jaxflow.engine.sampling import Sampling
 from jaxflow.engine.score import Scorer
@@ -182,6 +183,29 @@ def test_two_devices_draw_the_same_tokens_a_few_rows_at_a_time(sampled):
 )
 def test_neither_the_number_of_slots_nor_the_length_of_a_chunk_moves_a_token(slots, chunk_steps, sampled):
     assert_same_rollout(generate(sequences_per_device=slots, chunk_steps=chunk_steps), sampled)
+
+
+@pytest.mark.slow
+def test_neither_growing_caches_nor_slots_that_move_together_move_a_token(sampled, monkeypatch):
+    monkeypatch.setattr(schedule, "CAPACITY_UNIT", 4)
+    monkeypatch.setattr(schedule, "KERNEL_UNIT", 1)
+    sizes = []
+    resize = SlotPrograms.resize
+
+    def watched(programs, slots, origins, positions):
+        sizes.append((len(origins), positions))
+        return resize(programs, slots, origins, positions)
+
+    monkeypatch.setattr(SlotPrograms, "resize", watched)
+    monkeypatch.setattr(schedule, "LENGTH_UNIT", 4)
+    short = np.flatnonzero(PROMPTS.lengths <= 4)
+    longest = short[np.argmax(sampled.lengths[short] - PROMPTS.lengths[short])]
+    limits = np.where(short == longest, LIMIT, 2)
+    rollout = generate(chunk_steps=2, prompts=tiny.prompt_rows(PROMPTS, short), limits=limits)
+    for cut, row, limit in zip(responses(rollout), short, limits, strict=True):
+        assert cut == responses(sampled)[row][:limit]
+    rows, positions = zip(*sizes, strict=True)
+    assert min(rows) < len(short) and max(positions) > 8, sizes
 
 
 def test_equal_prompts_side_by_side_share_a_prefill_and_draw_what_they_would_apart():

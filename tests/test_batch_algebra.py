@@ -48,8 +48,8 @@ def test_each_role_is_planned_on_the_mesh_of_its_own_pool():
 def test_stages_idle_as_long_as_their_micro_batches_say():
     changed = config(cluster__pools__main__mesh__data=1, cluster__pools__main__mesh__pipe=2)
     derived = derive(changed, 100)
-    # 128 rows on one replica: six times 20 rows in 5 parts, 6 ticks each; 8 rows in 8 parts, 9 ticks.
-    assert derived.actor.pipeline_bubble == pytest.approx(1 - 128 / (6 * 20 / 5 * 6 + 8 / 8 * 9))
+    # 128 rows on one replica: six times 20 rows in 7 parts, one of padding, 8 ticks each; 8 rows in 8 parts, 9 ticks.
+    assert derived.actor.pipeline_bubble == pytest.approx(1 - 128 / (6 * 3 * 8 + 8 / 8 * 9))
     assert "pipeline stages idle 16.3%" in describe(changed, derived)
 
 

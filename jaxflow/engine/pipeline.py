@@ -1,19 +1,26 @@
 """Pipeline parallelism as one compiled program: every stage works at every tick, on rows of its own.
 
-Layers [L] are seen as [p, L/p] stages, activations as a buffer [p, b, T, D] with a slot per stage; both lie cut
-over the stages' axes. A tick runs all stages side by side (`vmap`) and hands each slot to the next stage: one
-permutation between neighbours. m micro-batches take m + p − 1 ticks (GPipe, arXiv 1811.06965; as one SPMD program:
-GSPMD §3.3, arXiv 2105.04663). Only batch and layers are touched, so tensor, data, fsdp, experts and recomputation
-go on inside a stage as they do without one. Knows a layout and blocks; no model, no loss.
+Layers [L] are seen as [p, L/p] stages, activations as a buffer [p, R, b, T, D] with a slot for each stage and replica;
+both lie cut over the stages' axes. A tick runs all stages side by side (`vmap`) and hands each slot to the next stage:
+one permutation between neighbours. m micro-batches take m + p − 1 ticks (GPipe, arXiv 1811.06965; as one SPMD program:
+GSPMD §3.3, arXiv 2105.04663).
+
+Replicas are a dimension of their own (`vmap` again), and each has the weights: they are gathered over fsdp once before
+the ticks, and what every tick adds to a replica's gradients stays with it until the ticks are over. Told apart by rows
+alone, replicas would gather in every tick, and sum their gradients in every tick. Tensor and expert axes and
+recomputation go on inside a stage as they do without one. Knows a layout and blocks; no model, no loss.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxflow.engine.batching import MicroBatch
@@ -21,21 +28,30 @@ from jaxflow.engine.sharding import Layout
 from jaxflow.models.layers import Block, OverLayers, scan_layers
 
 _MICROBATCHES_PER_STAGE = 4  # at most: a bubble below a fifth, and micro-batches no smaller than that takes
+_SLOTS = ("layers", "replicas", "batch", None, None)
 
 
 def microbatches(rows: int, stages: int) -> int:
-    """Return m, the equal parts that a device's rows pass the stages in: the most, up to 4 for each stage."""
-    return max(m for m in range(1, _MICROBATCHES_PER_STAGE * stages + 1) if rows % m == 0)
+    """Return m, the equal parts that a device's rows pass the stages in, up to 4 for each stage.
+
+    Of these, the one in which (m + p − 1) ticks of ⌈rows / m⌉ rows are the least work: rows of padding fill the last.
+    """
+    most = min(rows, _MICROBATCHES_PER_STAGE * stages)
+    return min(range(most, 0, -1), key=lambda m: _row_ticks(rows, m, stages))
+
+
+def _row_ticks(rows: int, m: int, stages: int) -> int:
+    """Return the time of a pass, in that of one row on one stage."""
+    return (m + stages - 1) * math.ceil(rows / m)
 
 
 def bubble(passes: Sequence[MicroBatch], stages: int) -> float:
-    """Return the share of the time of these passes that a stage idles: (p − 1) / (m + p − 1) of each."""
+    """Return the share of the time of these passes that a stage has no row: (p − 1) / (m + p − 1) where m divides."""
     busy, ticks = 0.0, 0.0
     for one in passes:
-        m = microbatches(one.rows.shape[1], stages)
-        tokens = one.rows.shape[1] * one.padded_length
-        busy += tokens
-        ticks += tokens / m * (m + stages - 1)
+        rows = one.rows.shape[1]
+        busy += rows * one.padded_length
+        ticks += _row_ticks(rows, microbatches(rows, stages), stages) * one.padded_length
     return 1.0 - busy / ticks
 
 
@@ -44,44 +60,90 @@ def over_stages(layout: Layout) -> OverLayers:
     return scan_layers if layout.stages == 1 else _Pipeline(layout)
 
 
+def inside_stages(layout: Layout) -> Layout:
+    """Return the layout of what a block sees: in a pipeline one replica's rows, with weights that are gathered."""
+    return layout if layout.stages == 1 else _replica_apart(layout)
+
+
+def _replica_apart(layout: Layout) -> Layout:
+    """Return the layout in which replicas are a dimension; those that experts are cut over hold different ones."""
+    rows, experts = layout.axes["batch"], layout.axes["experts"]
+    apart = {
+        "replicas": tuple(axis for axis in rows if axis not in experts),
+        "batch": tuple(axis for axis in rows if axis in experts),
+        "embed": (),
+    }
+    return dataclasses.replace(layout, axes={**layout.axes, **apart})
+
+
 class _Pipeline:
     """A way over the layers through the stages of a mesh."""
 
     def __init__(self, layout: Layout):
-        self._layout, self._stages = layout, layout.stages
+        self._outer, self._layout, self._stages = layout, _replica_apart(layout), layout.stages
 
     def __call__(self, block: Block, x: Float[Array, "B T D"], stacked: Any) -> Float[Array, "B T D"]:
-        rows, stages = x.shape[0], self._stages
-        m = microbatches(max(1, rows // self._layout.replicas), stages)
-        # Each device's rows are dealt to the micro-batches in turn, so that none leaves its device.
-        cut = x.reshape(rows // m, m, *x.shape[1:]).swapaxes(0, 1)
-        cut = self._layout.constrain(cut, (None, "batch", None, None))
-        weights = jax.tree.map(lambda w: w.reshape(stages, w.shape[0] // stages, *w.shape[1:]), stacked)
-        every_stage = jax.vmap(
+        """Run all layers; `block` runs in the layout `inside_stages`."""
+        stages, axes = self._stages, self._layout.axes
+        cut = self._cut(x)
+        weights = jax.tree.map(self._of_replicas, stacked)
+
+        # One dimension for stages and replicas, each of which lies on devices of its own.
+        places = self._ways("layers") * self._ways("replicas")
+        weights = jax.tree.map(lambda weight: weight.reshape(places, *weight.shape[2:]), weights)
+        at_every_place = jax.vmap(
             lambda x, weights: scan_layers(block, x, weights),
-            spmd_axis_name=self._layout.axes["layers"],
+            spmd_axis_name=(*axes["layers"], *axes["replicas"]),
         )
 
-        def tick(slots: Float[Array, "p b T D"], arriving: Float[Array, "b T D"]):
-            slots = every_stage(self._shifted(slots, arriving), weights)
-            slots = self._layout.constrain(slots, ("layers", "batch", None, None))
-            return slots, self._last(slots)
+        def tick(slots: Float[Array, "p R b T D"], arriving: Float[Array, "R b T D"]):
+            slots = self._shifted(slots, arriving)
+            done = at_every_place(slots.reshape(places, *slots.shape[2:]), weights)
+            slots = self._layout.constrain(done.reshape(slots.shape), _SLOTS)
+            # What leaves the last stage, on the devices of all: each holds a part of the vocabulary.
+            return slots, self._layout.constrain(slots[-1], _SLOTS[1:])
 
         # Behind the last micro-batch zeros arrive; they never come out again.
-        arriving = jnp.pad(cut, ((0, stages - 1), *((0, 0),) * x.ndim))
-        empty = self._layout.constrain(
-            jnp.zeros((stages, *cut.shape[1:]), x.dtype), ("layers", "batch", None, None)
-        )
+        arriving = jnp.pad(cut, ((0, stages - 1), *((0, 0),) * (cut.ndim - 1)))
+        empty = self._layout.constrain(jnp.zeros((stages, *cut.shape[1:]), x.dtype), _SLOTS)
         _, leaving = jax.lax.scan(tick, empty, arriving)
-        done = leaving[stages - 1 :].swapaxes(0, 1).reshape(x.shape)
-        return self._layout.constrain(done, ("batch", None, None))
+        return self._whole(leaving[stages - 1 :], x.shape[0])
 
-    def _shifted(self, slots: Float[Array, "p b T D"], arriving: Float[Array, "b T D"]):
+    def _ways(self, name: str) -> int:
+        return math.prod(self._layout.mesh.shape[axis] for axis in self._layout.axes[name])
+
+    def _cut(self, x: Float[Array, "B T D"]) -> Float[Array, "m R b T D"]:
+        """Deal each device's rows to the micro-batches in turn, so that none leaves it; zeros fill the last ones."""
+        replicas, experts = self._ways("replicas"), self._ways("batch")
+        rows = -(-x.shape[0] // (replicas * experts))
+        m = microbatches(rows, self._stages)
+        x = jnp.pad(x, ((0, rows * replicas * experts - x.shape[0]), (0, 0), (0, 0)))
+        x = x.reshape(replicas, experts, rows, *x.shape[1:])
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, -rows % m), (0, 0), (0, 0)))
+        x = x.reshape(replicas, experts, -1, m, *x.shape[3:])
+        x = jnp.moveaxis(x, 3, 0).reshape(m, replicas, -1, *x.shape[4:])
+        return self._layout.constrain(x, (None, *_SLOTS[1:]))
+
+    def _whole(self, parts: Float[Array, "m R b T D"], rows: int) -> Float[Array, "B T D"]:
+        """Put the rows of all micro-batches back into their order, those of padding left out."""
+        replicas, experts = self._ways("replicas"), self._ways("batch")
+        m, length, width = parts.shape[0], *parts.shape[3:]
+        each = -(-rows // (replicas * experts))
+        x = jnp.moveaxis(parts.reshape(m, replicas, experts, -1, length, width), 0, 3)
+        x = x.reshape(replicas, experts, -1, length, width)[:, :, :each]
+        x = x.reshape(-1, length, width)[:rows]
+        return self._outer.constrain(x, ("batch", None, None))
+
+    def _of_replicas(self, weight: Array) -> Array:
+        """Give every replica the stages' weights [p, R, L/p, …]; its gradient is the sum over them, taken once."""
+        weight = weight.reshape(self._stages, 1, -1, *weight.shape[1:])
+        weight = jnp.broadcast_to(weight, (weight.shape[0], self._ways("replicas"), *weight.shape[2:]))
+        axes, free = self._layout.axes, (PartitionSpec.UNCONSTRAINED,) * (weight.ndim - 3)
+        spec = PartitionSpec(axes["layers"], axes["replicas"], None, *free)
+        return jax.lax.with_sharding_constraint(weight, NamedSharding(self._layout.mesh, spec))
+
+    def _shifted(self, slots: Float[Array, "p R b T D"], arriving: Float[Array, "R b T D"]):
         """Hand every slot to the next stage; the first stage takes what arrives."""
-        first = jnp.arange(self._stages).reshape(-1, 1, 1, 1) == 0
+        first = jnp.arange(self._stages).reshape(-1, 1, 1, 1, 1) == 0
         slots = jnp.where(first, arriving, jnp.roll(slots, 1, axis=0))
-        return self._layout.constrain(slots, ("layers", "batch", None, None))
-
-    def _last(self, slots: Float[Array, "p b T D"]) -> Float[Array, "b T D"]:
-        """Return what leaves the last stage, on the devices of all: each holds a part of the vocabulary."""
-        return self._layout.constrain(slots[-1], ("batch", None, None))
+        return self._layout.constrain(slots, _SLOTS)

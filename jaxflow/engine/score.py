@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxflow.engine import attention
 from jaxflow.engine.batching import plan_micro_batches, scatter, sequences_per_row, take
 from jaxflow.engine.experts import experts_over
-from jaxflow.engine.pipeline import over_stages
+from jaxflow.engine.pipeline import inside_stages, over_stages
 from jaxflow.engine.rows import Rows
 from jaxflow.engine.sharding import Layout
 from jaxflow.models.layers import Surroundings
@@ -32,7 +32,9 @@ def hidden_states(
 ) -> Float[Array, "B T D"]:
     """Run the decoder over right-padded sequences."""
     attend = attention.whole_sequence(layout.mesh.devices.flat[0].platform)
-    around = Surroundings(attend, layout.constrain, over_stages(layout), experts_over(layout))
+    inside = inside_stages(layout)
+    of_blocks = Surroundings(attend, inside.constrain, mix_experts=experts_over(inside))
+    around = Surroundings(attend, layout.constrain, over_stages(layout), of_blocks=of_blocks)
     return module.backbone(tokens, around)
 
 

@@ -80,10 +80,12 @@ def block_bytes(load: RoleLoad, tokens: float, tensor: int, setting: Setting) ->
     return setting.engine.compute_bytes * tokens * (8 * decoder.width + cut_numbers / tensor)
 
 
-def _gathered(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
-    """Return two layers' weights made whole over the fsdp axis: one in use, one on its way."""
+def _gathered(load: RoleLoad, layout: Parallelism, setting: Setting, bytes_each: int) -> float:
+    """Return a stage's weights made whole over the fsdp axis; without stages two layers', one of them on its way."""
     if layout.fsdp == 1:
         return 0.0
+    if layout.pipe > 1:
+        return bytes_each * load.model.layers / layout.pipe * load.model.layer_products / layout.tensor
     return 2.0 * setting.engine.compute_bytes * load.model.layer_products / layout.tensor
 
 
@@ -92,7 +94,8 @@ def scoring(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtWork:
     workload = setting.workload
     tokens = workload.length * cut(workload.sequences, layout, workload.length, workload.score_tokens).rows
     block = block_bytes(load, tokens, layout.tensor, setting)
-    return AtWork(activations=block + _gathered(load, layout, setting) + _LOGIT_CHUNK_BYTES)
+    gathered = _gathered(load, layout, setting, setting.engine.weight_bytes)
+    return AtWork(activations=block + gathered + _LOGIT_CHUNK_BYTES)
 
 
 def gradient_bytes(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
@@ -119,9 +122,11 @@ def training(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtWork:
         else block * layers
     )
     one, resting = gradient_bytes(load, layout, setting), 1 if engine.gradients_at_rest else 0
+    # A pipeline's gradients stay with each replica until its ticks are over.
+    gathered = _gathered(load, layout, setting, engine.weight_bytes + engine.gradient_bytes)
     a_pass = AtWork(
         gradients=(engine.gradient_copies - resting) * one,
-        activations=saved + 2.0 * block + _gathered(load, layout, setting) + _LOGIT_CHUNK_BYTES,
+        activations=saved + 2.0 * block + gathered + _LOGIT_CHUNK_BYTES,
     )
     made_anew = engine.update_bytes * one / engine.gradient_bytes
     optimizing = AtWork(gradients=(1 - resting) * one, optimizer=made_anew)

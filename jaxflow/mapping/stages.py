@@ -85,7 +85,9 @@ def score_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seco
     work += cost.head_pass(load.model, tokens, layout.tensor * layout.pipe, device)
     work += _hop(tokens * load.model.decoder.width, layout, setting)
     moving = _gather(load, layout, setting)
-    return cost.pipelined(cost.overlapped(work, moving), micro.microbatches, layout.pipe)
+    if layout.pipe > 1:  # gathered before the ticks
+        return cost.pipelined(work, micro.microbatches, layout.pipe) + moving
+    return cost.overlapped(work, moving).times(micro.microbatches)
 
 
 def _gather(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seconds:
@@ -115,10 +117,13 @@ def train_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seco
     sharded = span(layout.fsdp, layout.tensor * layout.pipe, setting.devices_per_host)
     gradient = engine.gradient_bytes * load.learning[0] / (layout.tensor * layout.pipe)
     moving += cost.all_gather(gradient, sharded, device)
-    stage = cost.overlapped(work, moving)
     exchange = _exchange(load, layout, setting)
-    if engine.reduces_each_microbatch:
-        stage, exchange = stage + exchange, Seconds()
+    if layout.pipe > 1:  # weights are gathered before a pipeline's ticks, gradients summed behind them
+        stage, exchange = work, exchange + moving
+    elif engine.reduces_each_microbatch:
+        stage, exchange = cost.overlapped(work, moving) + exchange, Seconds()
+    else:
+        stage = cost.overlapped(work, moving)
     ways = layout.tensor * layout.pipe * layout.fsdp
     ways *= layout.data if engine.optimizer_over_data else 1
     update = (

@@ -59,6 +59,8 @@ class Surroundings:
     constrain: Constrain
     over_layers: OverLayers = scan_layers  # of whole sequences; layers with a carry are unrolled
     mix_experts: MixExperts = mix_experts
+    # What the blocks run in, where the way over them shows them something else than stands around; None: the same.
+    of_blocks: Surroundings | None = None
 
 
 def named_weight(value: Float[Array, "..."], names: Sequence[str | None]) -> nnx.Param:

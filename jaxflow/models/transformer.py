@@ -92,10 +92,11 @@ class Backbone(nnx.Module):
         # One row of positions for all rows: however the rows are cut, their angles are the same.
         places = _Places(self.config, jnp.arange(tokens.shape[1])[None])
         definition, stacked = nnx.split(self.layers)
+        inside = around if around.of_blocks is None else around.of_blocks
 
         def block(x, own):
             weights, local = own
-            return nnx.merge(definition, weights)(x, places.at(local), None, around)[0]
+            return nnx.merge(definition, weights)(x, places.at(local), None, inside)[0]
 
         # Without remat the products with weights are kept, no more: what lies between them is cheaper to compute
         # again than to write into the scan's stacks and read back, and attention's [T, T] would be among it.

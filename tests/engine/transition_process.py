@@ -21,9 +21,7 @@ from jaxflow.models.transformer import LanguageModel, describe
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
-PLAIN = DecoderConfig(
-    vocabulary_size=50, width=32, layers=4, heads=8, kv_heads=4, head_width=4, mlp_width=64
-)
+PLAIN = DecoderConfig(vocabulary_size=50, width=32, layers=4, heads=8, kv_heads=4, head_width=4, mlp_width=64)
 FEW_HEADS = dataclasses.replace(PLAIN, kv_heads=2)  # replicated over ranks, some of them in the other process
 MIXTURE = dataclasses.replace(PLAIN, kv_heads=2, experts=4, experts_per_token=2)
 

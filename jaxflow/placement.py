@@ -22,6 +22,16 @@ from jaxflow.types import UserError
 CRITICS = ("critic", "cost_critic")
 """Roles that learn values: of rewards, of costs. They have one config and one shape, and weights of their own."""
 
+ACCELERATORS = {
+    "a100-40": "A100",
+    "a100-80": "A100",
+    "h100": "H100",
+    "h200": "H200",
+    "b200": "B200",
+    "l40s": "L40S",
+}
+"""Kinds of devices, as configs name them, that Ray finds on a host by itself, and what it calls them."""
+
 _FLOAT32_BYTES = 4
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -100,6 +110,17 @@ def plan_pools(config: Config) -> dict[str, PoolPlan]:
         name: PoolPlan(pool.roles, pool.hosts, pool.devices_per_host, mesh_sizes(pool.mesh), pool.offload)
         for name, pool in config.cluster.pools.items()
     }
+
+
+def accelerators(config: Config) -> dict[str, str]:
+    """Return what Ray calls the devices that each pool's hosts must have, by pool; empty: any will do.
+
+    Where one pool names a kind of its own, the others must not take its hosts: they get the cluster's kind.
+    """
+    cluster = config.cluster
+    mixed = cluster.platform == "gpu" and any(pool.device for pool in cluster.pools.values())
+    kinds = {name: pool.device or cluster.devices.kind for name, pool in cluster.pools.items()}
+    return {name: ACCELERATORS.get(kind, "") if mixed else "" for name, kind in kinds.items()}
 
 
 def holds_tokens_head(role: str) -> bool:

@@ -13,7 +13,7 @@ from jaxflow.checks import check, check_values
 from jaxflow.config import Config
 from jaxflow.data.source import load_tokenizer
 from jaxflow.dataflow import load_dataflow
-from jaxflow.mapping.asked import group_of
+from jaxflow.mapping.asked import groups_of
 from jaxflow.mapping.planning import plan_config
 from jaxflow.mapping.report import describe_plan, plan_json
 from jaxflow.plan_programs import compile_plan, describe_programs, provide_devices
@@ -42,7 +42,7 @@ def plan_lines(config: Config, files: PlanFiles, target: str) -> list[str]:
     """Plan the config, write the files asked for, and return it as lines; with its programs where a target is named."""
     check_values(config)
     # Before anything else makes JAX settle on the devices that are there.
-    devices = provide_devices(group_of(config), target) if target else ()
+    devices = provide_devices(groups_of(config), target) if target else ()
     vocabulary_size = load_tokenizer(config.data.task, config.data.tokenizer).vocabulary_size
     planned = plan_config(config, vocabulary_size, players(config))
     lines = describe_plan(planned.plan, planned.runners_up, planned.mends)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.stages import Traced
 
 from jaxflow.algorithms.losses import ValueLoss
-from jaxflow.batch_algebra import longest_sequence_tokens, sequences_per_step
+from jaxflow.batch_algebra import longest_sequence_tokens
 from jaxflow.config import Config
 from jaxflow.engine.batching import LENGTH_UNIT, ladder
 from jaxflow.engine.cache import empty_cache
@@ -33,13 +33,13 @@ from jaxflow.engine.train import Trainer
 from jaxflow.engine.transition import BUCKET_BYTES
 from jaxflow.engine.transition_plan import leaves_of, plan_transition
 from jaxflow.mapping import cost
-from jaxflow.mapping.asked import decoders, engine_of, loads_of, parallelism, profile_of, workload_of
+from jaxflow.mapping.asked import decoders, loads_of, parallelism
 from jaxflow.mapping.devices import DeviceGroup
 from jaxflow.mapping.flop_count import count_flops
 from jaxflow.mapping.gpu_target import gpu_topology
 from jaxflow.mapping.load import RoleLoad
 from jaxflow.mapping.memory import at_rest, gradient_bytes, rollout_weights
-from jaxflow.mapping.plan import PlannedPool
+from jaxflow.mapping.plan import PlannedPool, setting_of
 from jaxflow.mapping.stages import Setting, cut
 from jaxflow.models.transformer import LanguageModel, Model, ScalarModel, describe
 from jaxflow.placement import holds_tokens_head, readable_bytes, role_adapters
@@ -64,20 +64,22 @@ class Program:
     seconds: float  # of tracing and compiling
 
 
-def provide_devices(group: DeviceGroup, target: str) -> Sequence[jax.Device]:
+def provide_devices(groups: Sequence[DeviceGroup], target: str) -> Sequence[jax.Device]:
     """Return devices to compile for: simulated ones of the CPU, or descriptions of the real ones (`gpu`).
 
-    Raises UserError where this process has touched too few simulated ones before, or where the plugin that compiles
-    for GPUs is not installed.
+    Raises UserError where this process has touched too few simulated ones before, where the plugin that compiles
+    for GPUs is not installed, or where GPUs of several kinds are asked for.
     """
-    count = group.devices
+    count = sum(group.devices for group in groups)
+    if target == "gpu" and len(groups) > 1:
+        raise UserError("--compile_for=gpu compiles for one kind of devices, and the cluster has several")
     try:  # devices that are there already stay; whether they are enough is asked below
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", 1 if target == "gpu" else count)
     except RuntimeError:
         pass
     if target == "gpu":
-        return gpu_topology(group)
+        return gpu_topology(groups[0])
     if len(jax.devices("cpu")) < count:
         raise UserError(
             f"--compile needs {count} simulated devices, this process has {len(jax.devices('cpu'))}"
@@ -114,7 +116,7 @@ def compile_plan(
     """Yield the programs of each pool's roles, compiled; roles of one pool that share a program have one."""
     loads = {load.role: load for load in loads_of(config, vocabulary_size, roles)}
     for pool in pools:
-        setting = Setting(workload_of(config), engine_of(config), profile_of(config), pool.devices_per_host)
+        setting = setting_of(config, config.cluster.pools[pool.name])
         devices = available[: pool.hosts * pool.devices_per_host]
         sizes = pool.mesh
         mesh = make_mesh(
@@ -177,7 +179,7 @@ def _batch(layout: Layout, rows: int, length: int) -> Experience:
 def _scoring(bench: _Bench, load: RoleLoad, model: Model, layout: Layout) -> Program:
     config = bench.config
     budget = config.rollout.score_microbatch_tokens_per_device
-    rows = _rows(bench, load, sequences_per_step(config), budget, layout)
+    rows = _rows(bench, load, bench.setting.workload.part_sequences, budget, layout)
     scorer = Scorer(model, layout, budget, 1.0)
     params = abstract_arrays(model.shapes, layout.weights(model.names))
     tokens = _batch(layout, rows, bench.length()).tokens

@@ -31,7 +31,7 @@ def test_compiled_bytes_and_flops_are_the_formulas():
         reward__kind="model",
     )
     planned = plan_config(asked, VOCABULARY, ROLES)
-    devices = provide_devices(DeviceGroup(DEVICES["cpu"], 1, 8), "cpu")
+    devices = provide_devices([DeviceGroup(DEVICES["cpu"], 1, 8)], "cpu")
     programs = list(compile_plan(asked, VOCABULARY, ROLES, planned.plan.pools, devices))
     assert [(one.role, one.name) for one in programs] == [
         *[
@@ -52,4 +52,4 @@ def test_compiled_bytes_and_flops_are_the_formulas():
 
 def test_too_many_devices_are_refused_where_it_is_too_late_for_them():
     with pytest.raises(UserError, match="needs 4096 simulated devices"):
-        provide_devices(DeviceGroup(DEVICES["h100"], 512, 8), "cpu")
+        provide_devices([DeviceGroup(DEVICES["h100"], 512, 8)], "cpu")

@@ -10,7 +10,13 @@ from jaxflow.checks.cluster import address_problems
 from jaxflow.checks.learning import cast_problems, token_problems
 from jaxflow.checks.material import file_problems, reward_problems, scoring_problems, task_problems
 from jaxflow.checks.models import adapter_problems, model_problems, models
-from jaxflow.checks.placement import mesh_problems, offload_problems, row_problems, sharding_problems
+from jaxflow.checks.placement import (
+    device_problems,
+    mesh_problems,
+    offload_problems,
+    row_problems,
+    sharding_problems,
+)
 from jaxflow.checks.rollout import rollout_problems
 from jaxflow.checks.rule import rule_problems, rule_warnings
 from jaxflow.checks.stages import stage_problems
@@ -44,6 +50,7 @@ def check(config: Config, vocabulary_size: int | None, devices_available: int | 
         *cast_problems(config),
         *mesh_problems(config, devices_available),
         *offload_problems(config),
+        *device_problems(config),
     ]
     # Sizes below one are reported above; nothing can be divided by them.
     if countable(config):

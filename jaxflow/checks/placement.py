@@ -14,6 +14,7 @@ from jaxflow.config import Config, PoolConfig
 from jaxflow.engine.layout_rules import Parallelism, layout_problems, nearest_layouts
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.placement import (
+    ACCELERATORS,
     CRITICS,
     MeshSizes,
     generating_role,
@@ -91,6 +92,27 @@ def mesh_problems(config: Config, devices_available: int | None) -> Iterator[str
             f"cluster.pools ask for {devices} devices, but this machine has {devices_available}"
             f" ({cluster.platform}); make them smaller, or set cluster.address to a Ray of several machines; the same"
             " command with --plan says what would run on them"
+        )
+
+
+def device_problems(config: Config) -> Iterator[str]:
+    """Say which pools name a kind of devices that no host can be told by."""
+    cluster = config.cluster
+    named = {name: pool.device for name, pool in cluster.pools.items() if pool.device}
+    if not named or cluster.platform != "gpu":
+        return
+    known = ", ".join(ACCELERATORS)
+    for name, kind in named.items():
+        if kind not in ACCELERATORS:
+            yield (
+                f"cluster.pools.{name}.device = {kind!r}: Ray tells hosts apart by {known}; name one of them, or"
+                " leave it empty where all hosts have the same devices"
+            )
+    kind = cluster.devices.kind
+    if len(named) < len(cluster.pools) and kind not in ACCELERATORS:
+        yield (
+            f"cluster.devices.kind = {kind!r}: pools that name no device of their own have this kind beside"
+            f" {', '.join(named.values())}, and Ray tells hosts apart by {known}; name one of them"
         )
 
 

@@ -162,7 +162,14 @@ _RANGES: Mapping[str, _Range] = {
     **dict.fromkeys(
         (f"cluster.{limit}_timeout_seconds" for limit in ("start", "heartbeat", "stage")), _ABOVE_ZERO
     ),
-    **dict.fromkeys(("cluster.devices.hosts", "cluster.devices.devices_per_host"), _FROM_ONE),
+    **dict.fromkeys(
+        (
+            f"cluster.{devices}.{key}"
+            for devices in ("devices", "more_devices.*")
+            for key in ("hosts", "devices_per_host")
+        ),
+        _FROM_ONE,
+    ),
     "cluster.max_restarts": _FROM_ZERO,
     "data.prompts_per_step": _FROM_ONE,
     "data.validation_prompts": _FROM_ZERO,
@@ -227,8 +234,8 @@ _RANGES: Mapping[str, _Range] = {
 
 
 def _general(key: str) -> str:
-    """Write a key of one pool as the key of all."""
-    return re.sub(r"^cluster\.pools\.[^.]+\.", "cluster.pools.*.", key)
+    """Write a key of one pool, or of one more kind of devices, as the key of all."""
+    return re.sub(r"^cluster\.(pools|more_devices)\.[^.]+\.", r"cluster.\1.*.", key)
 
 
 def _numbers(config: Config) -> Iterator[tuple[str, float]]:

@@ -31,6 +31,7 @@ class PoolConfig:
     # Of its roles, those that wait in host memory between their uses: a frozen model's weights, the optimizer state
     # of one that is trained.
     offload: tuple[str, ...] = ()
+    device: str = ""  # kind of its devices, as cluster.devices.kind names one; empty: that one
 
 
 def _one_pool() -> dict[str, PoolConfig]:
@@ -39,7 +40,7 @@ def _one_pool() -> dict[str, PoolConfig]:
 
 @dataclasses.dataclass(frozen=True)
 class DevicesConfig:
-    """The devices that a mapping is searched for, and that plans reckon with."""
+    """Hosts of one kind that a mapping is searched for, and that plans reckon with."""
 
     kind: str = (
         ""  # a name of mapping/devices.py, or a .json profile of `jaxflow.mapping.calibrate`; empty: cpu's
@@ -57,6 +58,8 @@ class ClusterConfig:
     # pools: roles, devices and meshes are as `pools` says | auto: they are searched for `devices` (docs/planning.md)
     mapping: str = "pools"
     devices: DevicesConfig = DevicesConfig()
+    # With `auto`: hosts of other kinds beside `devices`, by a name of your own; a pool lies on hosts of one kind.
+    more_devices: Mapping[str, DevicesConfig] = dataclasses.field(default_factory=dict)
     pools: Mapping[str, PoolConfig] = dataclasses.field(default_factory=_one_pool)  # by a name of your own
     address: str = ""  # empty: a Ray of its own on this machine | auto or host:port: join a running one
     compilation_cache: str = "user"  # user: the user's cache folder | a path | off

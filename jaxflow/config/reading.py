@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from jaxflow.config.cluster import MeshConfig, PoolConfig
+from jaxflow.config.cluster import DevicesConfig, MeshConfig, PoolConfig
 from jaxflow.config.schema import Config
 from jaxflow.config.shapes import with_models
 from jaxflow.config.tree import group_of, key_paths, keys_in, leaves, read_group, unknown_key, unknown_keys
@@ -39,10 +39,11 @@ def pool(
     hosts: int = PoolConfig.hosts,
     devices_per_host: int = PoolConfig.devices_per_host,
     offload: Sequence[str] = PoolConfig.offload,
+    device: str = PoolConfig.device,
     **mesh: int,
 ) -> config_dict.ConfigDict:
     """Return one pool for a config file: `config.cluster.pools = {"main": pool([...], 1, 4, data=2, tensor=2)}`."""
-    chosen = PoolConfig(tuple(roles), hosts, devices_per_host, MeshConfig(**mesh), tuple(offload))
+    chosen = PoolConfig(tuple(roles), hosts, devices_per_host, MeshConfig(**mesh), tuple(offload), device)
     return config_dict.ConfigDict(_default_tree(chosen))
 
 
@@ -115,8 +116,10 @@ def _complete(values: config_dict.ConfigDict) -> None:
     """Add the keys that a config file left out: the flag parser sets only what is there."""
     defaults = _default_tree(Config())
     cluster = values.to_dict().get("cluster")
-    if isinstance(cluster, Mapping) and isinstance(cluster.get("pools"), Mapping):
-        defaults["cluster"]["pools"] = {name: _default_tree(PoolConfig()) for name in cluster["pools"]}
+    if isinstance(cluster, Mapping):
+        for key, entry in (("pools", PoolConfig()), ("more_devices", DevicesConfig())):
+            if isinstance(cluster.get(key), Mapping):
+                defaults["cluster"][key] = {name: _default_tree(entry) for name in cluster[key]}
     with values.unlocked():
         _fill(values, defaults)
 

@@ -31,6 +31,11 @@ class Parallelism:
         return self.data * self.fsdp * self.expert * self.tensor * self.pipe
 
     @property
+    def replicas(self) -> int:
+        """Return d·f·expert, the groups of devices that the rows of training and scoring are split over."""
+        return self.data * self.fsdp * self.expert
+
+    @property
     def micro_data(self) -> int:
         """Return d_g = p·t / (p_g·t_g), the generation replicas inside one training replica."""
         return self.pipe * self.tensor // (self.generation_pipe * self.generation_tensor)

@@ -84,6 +84,7 @@ def workload_of(config: Config) -> Workload:
         score_tokens=config.rollout.score_microbatch_tokens_per_device,
         remat=config.actor.model.remat,
         most_rows=config.rollout.sequences_per_device,
+        parts=config.rollout.parts,
     )
 
 
@@ -96,9 +97,12 @@ def engine_of(config: Config) -> EngineProfile:
     )
 
 
-def profile_of(config: Config) -> DeviceProfile:
-    """Return the profile of the config's devices; UserError where it names none for a platform that has several."""
-    kind = config.cluster.devices.kind
+def profile_of(config: Config, kind: str = "") -> DeviceProfile:
+    """Return the profile of a kind of devices; of an empty one, the cluster's.
+
+    Raises UserError where the config names none for a platform that has several.
+    """
+    kind = kind or config.cluster.devices.kind
     if kind:
         return device_profile(kind)
     if config.cluster.platform == "cpu":
@@ -109,24 +113,39 @@ def profile_of(config: Config) -> DeviceProfile:
     )
 
 
-def group_of(config: Config) -> DeviceGroup:
-    """Return the devices that a mapping is searched for: `cluster.devices`, or as many as the pools have."""
-    cluster, profile = config.cluster, profile_of(config)
+def groups_of(config: Config) -> tuple[DeviceGroup, ...]:
+    """Return the devices that a mapping is searched for, kind by kind: those that `cluster.devices` and
+    `cluster.more_devices` name, or as many as the pools have."""
+    cluster = config.cluster
     if cluster.mapping == "auto":
-        return DeviceGroup(profile, cluster.devices.hosts, cluster.devices.devices_per_host)
-    pools = cluster.pools.values()
-    inside = max(pool.devices_per_host for pool in pools)
-    devices = sum(pool.hosts * pool.devices_per_host for pool in pools)
-    return DeviceGroup(profile, math.ceil(devices / inside), inside)
+        return tuple(
+            DeviceGroup(profile_of(config, asked.kind), asked.hosts, asked.devices_per_host)
+            for asked in (cluster.devices, *cluster.more_devices.values())
+        )
+    groups = []
+    for kind in dict.fromkeys(pool.device for pool in cluster.pools.values()):
+        pools = [pool for pool in cluster.pools.values() if pool.device == kind]
+        inside = max(pool.devices_per_host for pool in pools)
+        devices = sum(pool.hosts * pool.devices_per_host for pool in pools)
+        groups.append(DeviceGroup(profile_of(config, kind), math.ceil(devices / inside), inside))
+    return tuple(groups)
+
+
+def described(groups: Sequence[DeviceGroup]) -> str:
+    """Name the devices for people."""
+    return " and ".join(
+        f"{group.hosts} hosts × {group.devices_per_host} devices ({group.profile.kind})" for group in groups
+    )
 
 
 def parallelism(mesh: MeshConfig) -> Parallelism:
-    """Return a pool's mesh as a layout. Ranks that cut experts are counted as replicas: their bytes are too many."""
+    """Return a pool's mesh as a layout."""
     return Parallelism(
-        data=mesh.data * mesh.expert,
+        data=mesh.data,
         fsdp=mesh.fsdp,
         tensor=mesh.tensor,
         generation_tensor=mesh.generation_tensor,
         pipe=mesh.pipe,
         generation_pipe=1,
+        expert=mesh.expert,
     )

@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Mapping as Named
 from collections.abc import Sequence
 
-from jaxflow.config import Config, MeshConfig, PoolConfig
-from jaxflow.mapping.asked import engine_of, group_of, loads_of, workload_of
+from jaxflow.config import ClusterConfig, Config, MeshConfig, PoolConfig
+from jaxflow.mapping.asked import described, engine_of, groups_of, loads_of, workload_of
 from jaxflow.mapping.layouts import Freedom
 from jaxflow.mapping.search import Mapping, Problem, search
 from jaxflow.types import UserError
@@ -27,7 +27,7 @@ def problem_of(config: Config, vocabulary_size: int, roles: Sequence[str]) -> Pr
     return Problem(
         loads_of(config, vocabulary_size, roles),
         workload_of(config),
-        (group_of(config),),
+        groups_of(config),
         engine_of(config),
         FREEDOM,
     )
@@ -40,8 +40,7 @@ def mappings_of(config: Config, vocabulary_size: int, roles: Sequence[str]) -> t
 
 def resolve(config: Config, roles: Sequence[str], mapping: Mapping) -> Config:
     """Return the config with the mapping as its pools and the rows that fit as its rounds of generation."""
-    inside = config.cluster.devices.devices_per_host
-    pools = pools_of(mapping, roles, inside)
+    pools = pools_of(mapping, roles, config.cluster)
     rows = max(placed.option.rows for placed in mapping.sets)
     return dataclasses.replace(
         config,
@@ -57,17 +56,17 @@ def chosen(config: Config, vocabulary_size: int, roles: Sequence[str]) -> Config
     """
     found = mappings_of(config, vocabulary_size, roles)
     if not found:
-        devices = config.cluster.devices
         raise UserError(
-            f"cluster.mapping = 'auto': no mapping of {', '.join(roles)} fits {devices.hosts} hosts ×"
-            f" {devices.devices_per_host} devices ({devices.kind}); the same command with --plan says by how many"
-            " bytes, and what would make it fit"
+            f"cluster.mapping = 'auto': no mapping of {', '.join(roles)} fits {described(groups_of(config))}; the"
+            " same command with --plan says by how many bytes, and what would make it fit"
         )
     return resolve(config, roles, found[0])
 
 
-def pools_of(mapping: Mapping, roles: Sequence[str], devices_per_host: int) -> Named[str, PoolConfig]:
-    """Return a mapping as pools by name; roles without a model stand where values are estimated."""
+def pools_of(mapping: Mapping, roles: Sequence[str], cluster: ClusterConfig) -> Named[str, PoolConfig]:
+    """Return a mapping onto a cluster's devices as pools by name; roles without a model stand where values are
+    estimated."""
+    kinds = (cluster.devices, *cluster.more_devices.values())
     modelled = {role for placed in mapping.sets for role in placed.roles}
     modelless = tuple(role for role in roles if role not in modelled)
     home = next((placed for placed in mapping.sets if "critic" in placed.roles), mapping.sets[0])
@@ -76,7 +75,8 @@ def pools_of(mapping: Mapping, roles: Sequence[str], devices_per_host: int) -> N
         layout, devices = placed.option.layouts[0], placed.option.devices
         held = (*placed.roles, *(modelless if placed is home else ()))
         name = "main" if len(mapping.sets) == 1 else "_".join(placed.roles)
-        inside = min(devices, devices_per_host)
+        kind = kinds[placed.option.group]
+        inside = min(devices, kind.devices_per_host)
         pools[name] = PoolConfig(
             roles=held,
             hosts=devices // inside,
@@ -87,8 +87,10 @@ def pools_of(mapping: Mapping, roles: Sequence[str], devices_per_host: int) -> N
                 tensor=layout.tensor,
                 generation_tensor=_generation_tensor(placed.roles, placed.option.layouts),
                 pipe=layout.pipe,
+                expert=layout.expert,
             ),
             offload=placed.roles if placed.option.offload else (),
+            device=kind.kind if kind is not cluster.devices else "",
         )
     return pools
 

@@ -17,12 +17,16 @@ from jaxflow.mapping.layouts import Freedom, generation_layouts, training_layout
 from jaxflow.mapping.load import RoleLoad
 from jaxflow.mapping.stages import Setting
 
+Figures = tuple[float, float, float, float]
+"""Seconds of generation, preparation and training, and those until the first part is generated."""
+
 
 @dataclasses.dataclass(frozen=True)
 class SetOption:
     """One way for a set of roles to share devices."""
 
     stages: tuple[float, float, float]  # seconds in generation, preparation, training
+    first: float  # of generation's seconds, those until the first part of the rows is there
     devices: int
     layouts: tuple[Parallelism, ...]  # of each role
     rows: int  # generated at once by each replica; 0 where no role of the set generates
@@ -33,6 +37,11 @@ class SetOption:
     def seconds(self) -> float:
         """Return Σ of the stages: what a step takes where nothing else runs."""
         return sum(self.stages)
+
+    @property
+    def figures(self) -> Figures:
+        """Return in what another option may be better."""
+        return *self.stages, self.first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +64,8 @@ def role_cost(load: RoleLoad, layout: Parallelism, setting: Setting) -> RoleCost
     scoring = training = 0.0
     scoring_work = training_work = 0.0
     if load.scores > 0:
-        scoring = load.scores * (stages.score_seconds(load, layout, setting).total + call)
+        calls = call * setting.workload.parts
+        scoring = load.scores * (stages.score_seconds(load, layout, setting).total + calls)
         scoring_work = memory.scoring(load, layout, setting).total
     if load.trained:
         training = stages.train_seconds(load, layout, setting).total + call
@@ -93,25 +103,25 @@ def set_options(
         if freedom.offload and not roomy:  # it takes time, and gains nothing but room
             parted = cost_set(loads, costs, generator, setting, True, group)
         for option in (here, parted):
-            if option is not None and not _beaten(option.stages, kept):
-                kept = [other for other in kept if not _beaten(other.stages, [option])] + [option]
+            if option is not None and not _beaten(option.figures, kept):
+                kept = [other for other in kept if not _beaten(other.figures, [option])] + [option]
     return undominated(kept)
 
 
-def _beaten(stages: tuple[float, float, float], by: Sequence[SetOption]) -> bool:
+def _beaten(figures: Figures, by: Sequence[SetOption]) -> bool:
     """Return whether one of these is nowhere slower."""
-    generation, preparation, training = stages
+    generation, preparation, training, first = figures
     for other in by:
         a, b, c = other.stages
-        if a <= generation and b <= preparation and c <= training:
+        if a <= generation and b <= preparation and c <= training and other.first <= first:
             return True
     return False
 
 
 def _least_stages(
     loads: Sequence[RoleLoad], costs: Sequence[RoleCost], generator: Parallelism | None, setting: Setting
-) -> tuple[float, float, float]:
-    """Return the stages of these layouts were memory no limit: all rows generated at once, nothing offloaded."""
+) -> Figures:
+    """Return the figures of these layouts were memory no limit: all rows generated at once, nothing offloaded."""
     generation = 0.0
     for load in loads:
         if load.generations > 0 and generator is not None:
@@ -121,14 +131,14 @@ def _least_stages(
     for cost in costs:
         preparation += cost.preparation
         training += cost.training
-    return generation, preparation, training
+    return generation, preparation, training, generation / setting.workload.parts
 
 
 def undominated(options: Iterable[SetOption]) -> list[SetOption]:
-    """Keep what is not beaten in all three stages; of equals the first that came."""
+    """Keep what is not beaten in all figures; of equals the first that came."""
     kept: list[SetOption] = []
-    for option in sorted(options, key=lambda one: one.stages):
-        if not _beaten(option.stages, kept):
+    for option in sorted(options, key=lambda one: one.figures):
+        if not _beaten(option.figures, kept):
             kept.append(option)
     return kept
 
@@ -149,7 +159,8 @@ def cost_set(
     """
     limit, rest = room(setting), sum(cost.rest for cost in costs)
     kept = rest - sum(cost.parked for cost in costs) if offload else rest
-    generation, rows, held = 0.0, 0, 0.0
+    generation, first, rows, held = 0.0, 0.0, 0, 0.0
+    parts = setting.workload.parts
     preparation = sum(cost.preparation for cost in costs)
     training = sum(cost.training for cost in costs)
     for load, cost in zip(loads, costs, strict=True):
@@ -162,8 +173,9 @@ def cost_set(
             rows = _rows_that_fit(load, generator, setting, limit - kept - weights)
             if rows == 0:
                 return None
-            generation += _generation_seconds(load, generator, setting, rows) + setting.engine.call_seconds
-            generation += _transition_seconds(load, generator, setting)
+            made = _generation_seconds(load, generator, setting, rows) + parts * setting.engine.call_seconds
+            switch = _transition_seconds(load, generator, setting)
+            generation, first = switch + made, switch + made / parts
             if not setting.engine.rollout_offloaded:
                 held = memory.rollout_weights(load, generator, setting)
     for load, cost in zip(loads, costs, strict=True):
@@ -183,6 +195,7 @@ def cost_set(
     vector = (generation, preparation, training)
     return SetOption(
         stages=vector,
+        first=first,
         devices=costs[0].layout.devices,
         layouts=chosen,
         rows=rows,
@@ -289,7 +302,7 @@ def _generating(
     for one in training_layouts(load, devices, setting, freedom):
         cost = role_cost(load, one, setting)
         for generator in generation_layouts(load, one, setting):
-            key = (generator.generation_tensor, generator.generation_pipe, generator.tensor)
+            key = (generator.generation_tensor, generator.generation_pipe, generator.tensor, generator.expert)
             alike.setdefault(key, []).append((cost, generator))
 
     def figures(entry: tuple[RoleCost, Parallelism]) -> tuple[float, ...]:

@@ -18,6 +18,9 @@ from jaxflow.mapping.model_size import ModelSize
 _PASSES_OVER_WIDTH = 10
 _PASSES_OVER_MLP = 6
 _PRODUCTS_PER_LAYER = 4  # query-key-value, output, gate-up, down
+# Numbers of D that pass for each row of an expert, beside its products: sorted, put back, masked, mixed
+# (models/experts.py).
+_PASSES_OVER_ROWS = 8
 _LOGIT_PASSES = 3  # over float32 logits: write, normalise, choose
 # AdamW with a global-norm clip, in float32: reads gradient twice, master and two moments; writes master and moments.
 OPTIMIZER_TRAFFIC_BYTES = 32
@@ -75,6 +78,10 @@ class Span:
         return self.hosts == 1
 
 
+ALONE = Span(1, 1)
+"""The span of a collective that there is none of."""
+
+
 def span(size: int, stride: int, devices_per_host: int) -> Span:
     """Return where `size` devices lie that are `stride` apart, hosts holding `devices_per_host` neighbours each."""
     on_a_host = min(size, max(1, devices_per_host // stride))
@@ -128,11 +135,13 @@ def whole_pass(
     tensor: int,
     where: Span,
     device: DeviceProfile,
+    experts: Span = ALONE,
 ) -> Seconds:
     """Return one forward pass of `tokens` tokens through all layers on `tensor` devices, the head left out.
 
     Products at η of the peak (or reading their weights, whichever is longer), attention at its own η, pointwise
-    traffic, k per product, and two all-reduces of m·D per layer.
+    traffic, k per product, and two all-reduces of m·D per layer. Ranks that cut experts gather each other's tokens
+    and scatter the results back; each has its share of the arithmetic where the routing is even.
     """
     decoder, layers = model.decoder, model.layers
     width, share = decoder.width, tokens / tensor
@@ -140,17 +149,33 @@ def whole_pass(
         2.0 * share * layers * model.layer_products / (device.matmul_flops * device.matmul_efficiency)
     )
     memory_speed = device.memory_bandwidth * device.bandwidth_efficiency
-    reading = number_bytes * layers * model.layer_products / tensor / memory_speed
+    reading = number_bytes * layers * model.layer_share(tensor, experts.size) / memory_speed
     attention = attention_flops(model, share, context) / (device.matmul_flops * device.attention_efficiency)
-    numbers = tokens * _PASSES_OVER_WIDTH * width + share * _PASSES_OVER_MLP * decoder.mlp_width
+    numbers = tokens * _PASSES_OVER_WIDTH * width
+    if decoder.experts == 0:
+        numbers += share * _PASSES_OVER_MLP * decoder.mlp_width
+    else:
+        rows = decoder.experts_per_token * experts.size
+        numbers += share * decoder.experts_per_token * _PASSES_OVER_MLP * decoder.mlp_width
+        numbers += tokens * rows * _PASSES_OVER_ROWS * width
     pointwise = number_bytes * layers * numbers / memory_speed
     reduced = all_reduce(number_bytes * tokens * width, where, device).times(2.0 * layers)
+    reduced += expert_exchange(model, tokens, number_bytes, experts, device)
     return Seconds(
         compute=arithmetic + attention,
         memory=max(0.0, reading - arithmetic) + pointwise,
         links=reduced.links,
         latency=reduced.latency + layers * launches(device),
     )
+
+
+def expert_exchange(
+    model: ModelSize, tokens: float, number_bytes: int, experts: Span, device: DeviceProfile
+) -> Seconds:
+    """Return what ranks that cut experts pass to each other in a forward pass: per layer all of their tokens' D
+    gathered and their results scattered back, the same bytes (engine/experts.py)."""
+    size = number_bytes * experts.size * tokens * model.decoder.width
+    return all_gather(size, experts, device).times(2.0 * model.layers)
 
 
 def launches(device: DeviceProfile) -> float:
@@ -196,26 +221,39 @@ def decode_step(
     pipe: int,
     where: Span,
     device: DeviceProfile,
+    experts: Span = ALONE,
 ) -> Seconds:
     """Return one step of `rows` running sequences, `context` cached positions each.
 
     max(weights / (g W η), 2 c N_ne / (g C η)) + cache / (g W η) + L (4 k + pointwise + 2 all-reduces) + head. With a
     pipeline the rows go through it in p_g parts, each of which reads every stage's weights: p_g · (weights / g).
+    Of experts those are read that a token goes to: 1 − (1 − k/E)^tokens of them where the routing is even.
     """
     memory_speed = device.memory_bandwidth * device.bandwidth_efficiency
-    read = number_bytes * model.rollout_read / tensor / memory_speed
+    read = number_bytes * _read_weights(model, rows * experts.size, tensor, experts.size) / memory_speed
     arithmetic = forward_flops(model, rows, context) / (tensor * pipe)
     arithmetic /= device.matmul_flops * device.matmul_efficiency
     cache = rows * context * cache_bytes(model, number_bytes, tensor, pipe) / memory_speed
     vocabulary = model.head_products / model.decoder.width
     sampling = 4.0 * _LOGIT_PASSES * rows * vocabulary / tensor / memory_speed
     reduced = all_reduce(number_bytes * rows * model.decoder.width, where, device).times(2.0 * model.layers)
+    reduced += expert_exchange(model, rows, number_bytes, experts, device)
     return Seconds(
         compute=max(0.0, arithmetic - read),
         memory=read + cache + sampling,
         links=reduced.links,
         latency=reduced.latency + model.layers * launches(device),
     )
+
+
+def _read_weights(model: ModelSize, tokens: float, tensor: int, expert: int) -> float:
+    """Return the weights that a device reads in a decode step of so many tokens."""
+    in_experts = model.layers * model.layer_experts
+    if in_experts == 0:
+        return model.rollout_read / tensor
+    decoder = model.decoder
+    used = 1.0 - (1.0 - decoder.experts_per_token / decoder.experts) ** tokens
+    return (model.rollout_read - in_experts) / tensor + used * in_experts / (tensor * expert)
 
 
 def cache_bytes(model: ModelSize, number_bytes: int, tensor: int, pipe: int) -> float:

@@ -34,6 +34,22 @@ class DeviceProfile:
     link_efficiency: float = 0.8  # of the link's peak, large collectives
     network_efficiency: float = 0.85  # of the network's peak, large collectives
 
+    def beside(self, other: DeviceProfile) -> DeviceProfile:
+        """Return this kind as it is seen by another: what passes between them takes the slower network."""
+        if (
+            self.network_bandwidth * self.network_efficiency
+            < other.network_bandwidth * other.network_efficiency
+        ):
+            slower = self
+        else:
+            slower = other
+        return dataclasses.replace(
+            self,
+            network_bandwidth=slower.network_bandwidth,
+            network_efficiency=slower.network_efficiency,
+            network_seconds=max(self.network_seconds, other.network_seconds),
+        )
+
 
 # Data sheets: NVIDIA's and Google Cloud's. Memory: the sheet's decimal figure; a card sold with 80 GB reports 85.0e9
 # bytes, and contexts, buffers of collectives and fragmentation take the rest.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 
 from jaxflow.engine.layout_rules import Parallelism
@@ -23,7 +24,8 @@ class Freedom:
 def training_layouts(
     load: RoleLoad, devices: int, setting: Setting, freedom: Freedom
 ) -> tuple[Parallelism, ...]:
-    """Return every layout of training and scoring on all of `devices`: t within a host, p, f, and d the rest.
+    """Return every layout of training and scoring on all of `devices`: t within a host, p, f, a mixture's experts
+    over what divides them, and d the rest.
 
     Their generation sizes are those of training: `generation_layouts` has the others.
     """
@@ -42,18 +44,24 @@ def _training(load: RoleLoad, devices: int, setting: Setting, freedom: Freedom) 
         for pipe in divisors(devices // tensor) if freedom.pipe else (1,):
             if _uneven(pipe, model.layers) or _uneven(tensor * pipe, model.padded_vocabulary_size):
                 continue
-            for fsdp in divisors(devices // tensor // pipe) if freedom.fsdp else (1,):
-                data = devices // tensor // pipe // fsdp
-                if _uneven(fsdp, model.width) or not _rows_split(load, data * fsdp, setting):
+            replicas = devices // tensor // pipe
+            if not _rows_split(load, replicas, setting):
+                continue
+            for fsdp in divisors(replicas) if freedom.fsdp else (1,):
+                if _uneven(fsdp, model.width):
                     continue
-                yield Parallelism(
-                    data=data,
-                    fsdp=fsdp,
-                    tensor=tensor,
-                    generation_tensor=tensor,
-                    pipe=pipe,
-                    generation_pipe=pipe if setting.engine.generation_pipes else 1,
-                )
+                for expert in (
+                    divisors(math.gcd(replicas // fsdp, model.experts)) if model.experts > 0 else (1,)
+                ):
+                    yield Parallelism(
+                        data=replicas // fsdp // expert,
+                        fsdp=fsdp,
+                        tensor=tensor,
+                        generation_tensor=tensor,
+                        pipe=pipe,
+                        generation_pipe=pipe if setting.engine.generation_pipes else 1,
+                        expert=expert,
+                    )
 
 
 def generation_layouts(load: RoleLoad, training: Parallelism, setting: Setting) -> list[Parallelism]:
@@ -64,8 +72,8 @@ def generation_layouts(load: RoleLoad, training: Parallelism, setting: Setting) 
             one = dataclasses.replace(
                 training, generation_tensor=generation_tensor, generation_pipe=generation_pipe
             )
-            replicas = one.data * one.fsdp * one.micro_data
-            if not setting.engine.rows_divide or setting.workload.sequences % replicas == 0:
+            replicas = one.replicas * one.micro_data
+            if not setting.engine.rows_divide or _parts_split(replicas, setting):
                 found.append(one)
     return found
 
@@ -81,8 +89,14 @@ def _uneven(ways: int, *sizes: int) -> bool:
 
 def _rows_split(load: RoleLoad, replicas: int, setting: Setting) -> bool:
     """Return whether replicas get rows: equally many where the engine asks for that, else at least one each."""
-    rows = load.minibatch_sequences if load.trained else setting.workload.sequences
-    return rows % replicas == 0 if setting.engine.rows_divide else replicas <= rows
+    if not setting.engine.rows_divide:
+        return replicas <= (load.minibatch_sequences if load.trained else setting.workload.part_sequences)
+    return load.minibatch_sequences % replicas == 0 and _parts_split(replicas, setting)
+
+
+def _parts_split(replicas: int, setting: Setting) -> bool:
+    """Return whether replicas share each part of a step's rows equally."""
+    return setting.workload.sequences % (setting.workload.parts * replicas) == 0
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from jaxflow.mapping.model_size import ModelSize
 
@@ -24,9 +25,13 @@ class RoleLoad:
     borrows: bool = False  # it keeps no weights: those that it generates with come from another pool
 
     @property
-    def learning(self) -> tuple[int, int]:
-        """Return the numbers that have gradients: (cut over the layout's ways, whole on every device)."""
-        return (self.adapters, 0) if self.adapters > 0 else (self.model.matrices, self.model.vectors)
+    def learning_experts(self) -> int:
+        """Count the weights of experts that have gradients."""
+        return 0 if self.adapters > 0 else self.model.layers * self.model.layer_experts
+
+    def learning_share(self, ways: int, expert: int) -> float:
+        """Return how many of them a device has: matrices are cut `ways` ways, experts `expert` times as often."""
+        return self.adapters / ways if self.adapters > 0 else self.model.share(ways, expert)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,12 @@ class Workload:
     score_tokens: int  # of one scoring pass of one replica
     remat: bool  # layers are computed again in the backward pass
     most_rows: int  # generated at once by one replica, at most; 0: as many as fit
+    parts: int = 1  # calls that generate the rows, and score them; other pools score one part beside the next
+
+    @property
+    def part_sequences(self) -> int:
+        """Return the rows of one call."""
+        return math.ceil(self.sequences / self.parts)
 
     @property
     def length(self) -> int:

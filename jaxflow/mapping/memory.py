@@ -51,14 +51,14 @@ class AtWork:
 def at_rest(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtRest:
     """Return weights, optimizer state and gradients: (w + o + g) N / (t p f), o over d too where it is shared out."""
     engine, ways = setting.engine, layout.tensor * layout.pipe * layout.fsdp
-    numbers = load.model.matrices / ways + load.model.vectors
+    numbers = load.model.share(ways, layout.expert)
     if load.borrows:
         return AtRest(0.0, 0.0, 0.0)
     if not load.trained:
         return AtRest(engine.frozen_bytes * numbers, 0.0, 0.0)
-    cut_numbers, whole = load.learning
-    learning = cut_numbers / ways + whole
-    optimized = cut_numbers / (ways * layout.data) + whole if engine.optimizer_over_data else learning
+    learning = load.learning_share(ways, layout.expert)
+    sharing = ways * layout.data if engine.optimizer_over_data else ways
+    optimized = load.learning_share(sharing, layout.expert)
     gradients = engine.gradient_bytes * learning if engine.gradients_at_rest else 0.0
     weights = engine.weight_bytes * learning
     if load.adapters > 0:
@@ -71,38 +71,43 @@ def parked(load: RoleLoad, rest: AtRest) -> float:
     return rest.optimizer if load.trained else rest.weights
 
 
-def block_bytes(load: RoleLoad, tokens: float, tensor: int, setting: Setting) -> float:
-    """Return the activations of one layer: 8 of D, and 3 F + 2 (N + 2 K) H cut over t, for each token."""
+def block_bytes(load: RoleLoad, tokens: float, tensor: int, expert: int, setting: Setting) -> float:
+    """Return the activations of one layer: 8 of D, and 3 F + 2 (N + 2 K) H cut over t, for each token.
+
+    A mixture has a row of 3 D and 3 F for each expert that a token is sent to, of all tokens that its `expert` ranks
+    gather (engine/experts.py).
+    """
     decoder = load.model.decoder
-    cut_numbers = (
-        3 * decoder.mlp_width + 2 * (decoder.padded_heads + 2 * decoder.kv_heads) * decoder.head_width
-    )
-    return setting.engine.compute_bytes * tokens * (8 * decoder.width + cut_numbers / tensor)
+    rows = decoder.experts_per_token * expert if decoder.experts > 0 else 1
+    moved = 3 * rows * decoder.width if decoder.experts > 0 else 0
+    heads = 2 * (decoder.padded_heads + 2 * decoder.kv_heads) * decoder.head_width
+    cut_numbers = 3 * rows * decoder.mlp_width + heads
+    return setting.engine.compute_bytes * tokens * (8 * decoder.width + moved + cut_numbers / tensor)
 
 
 def _gathered(load: RoleLoad, layout: Parallelism, setting: Setting, bytes_each: int) -> float:
     """Return a stage's weights made whole over the fsdp axis; without stages two layers', one of them on its way."""
     if layout.fsdp == 1:
         return 0.0
+    one = load.model.layer_share(layout.tensor, layout.expert)
     if layout.pipe > 1:
-        return bytes_each * load.model.layers / layout.pipe * load.model.layer_products / layout.tensor
-    return 2.0 * setting.engine.compute_bytes * load.model.layer_products / layout.tensor
+        return bytes_each * load.model.layers / layout.pipe * one
+    return 2.0 * setting.engine.compute_bytes * one
 
 
 def scoring(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtWork:
     """Return what one scoring pass holds."""
     workload = setting.workload
-    tokens = workload.length * cut(workload.sequences, layout, workload.length, workload.score_tokens).rows
-    block = block_bytes(load, tokens, layout.tensor, setting)
+    rows = cut(workload.part_sequences, layout, workload.length, workload.score_tokens).rows
+    block = block_bytes(load, workload.length * rows, layout.tensor, layout.expert, setting)
     gathered = _gathered(load, layout, setting, setting.engine.weight_bytes)
     return AtWork(activations=block + gathered + _LOGIT_CHUNK_BYTES)
 
 
 def gradient_bytes(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
     """Return one set of gradients."""
-    cut_numbers, whole = load.learning
     ways = layout.tensor * layout.pipe * layout.fsdp
-    return setting.engine.gradient_bytes * (cut_numbers / ways + whole)
+    return setting.engine.gradient_bytes * load.learning_share(ways, layout.expert)
 
 
 def training(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtWork:
@@ -114,7 +119,7 @@ def training(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtWork:
     workload, engine = setting.workload, setting.engine
     micro = cut(load.minibatch_sequences, layout, workload.length, load.microbatch_tokens)
     tokens = micro.rows * workload.length
-    block = block_bytes(load, tokens, layout.tensor, setting)
+    block = block_bytes(load, tokens, layout.tensor, layout.expert, setting)
     layers = load.model.layers / layout.pipe * min(layout.pipe, micro.microbatches)
     saved = (
         engine.compute_bytes * tokens * load.model.decoder.width * layers
@@ -134,16 +139,16 @@ def training(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtWork:
 
 
 def rollout_weights(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
-    """Return the copy that generates: N / (t_g p_g) in the rollout's dtype."""
+    """Return the copy that generates: N / (t_g p_g) in the rollout's dtype, of experts 1 / expert of that."""
     ways = layout.generation_tensor * layout.generation_pipe
-    return setting.engine.rollout_bytes * (load.model.matrices / ways + load.model.vectors)
+    return setting.engine.rollout_bytes * load.model.share(ways, layout.expert)
 
 
 def generating_weights(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
     """Return the weights that a round of generation holds: the rollout's, and copies of its layers."""
-    layers = load.model.layers * load.model.layer_weights
     ways = layout.generation_tensor * layout.generation_pipe
-    copies = setting.engine.layer_copies * setting.engine.rollout_bytes * layers / ways
+    layers = load.model.layers * load.model.layer_share(ways, layout.expert)
+    copies = setting.engine.layer_copies * setting.engine.rollout_bytes * layers
     return rollout_weights(load, layout, setting) + copies
 
 
@@ -161,7 +166,7 @@ def prefill_row_bytes(load: RoleLoad, layout: Parallelism, setting: Setting) -> 
     """Return one row's activations in prefill; an engine that fills its cache in pieces has next to none."""
     if not setting.engine.padded_cache:
         return 0.0
-    return block_bytes(load, setting.workload.prompt_tokens, layout.generation_tensor, setting)
+    return block_bytes(load, setting.workload.prompt_tokens, layout.generation_tensor, layout.expert, setting)
 
 
 def generation(load: RoleLoad, layout: Parallelism, setting: Setting, rows: int) -> AtWork:
@@ -186,7 +191,7 @@ def transition(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtWork:
     A stack of one weight of all layers moves whole: it is the largest bucket.
     """
     decoder = load.model.decoder
-    stack = decoder.layers * decoder.width * decoder.mlp_width * max(decoder.experts, 1)
+    stack = decoder.layers * decoder.width * decoder.mlp_width * max(decoder.experts // layout.expert, 1)
     ways = layout.generation_tensor * layout.generation_pipe
     largest = setting.engine.rollout_bytes * max(stack, load.model.head_products) / ways
     return AtWork(

@@ -147,7 +147,7 @@ def _other_meshes(config: Config, vocabulary_size: int, roles: Sequence[str]) ->
         asked, devices = parallelism(pool.mesh), pool.hosts * pool.devices_per_host
         decoder = next(models[role] for role in pool.roles if role in models)
         for near in nearest_layouts(asked, devices, decoder, _LAYOUTS_TRIED):
-            if near.generation_pipe > 1 or near.expert > 1:
+            if near.generation_pipe > 1:
                 continue
             mesh = MeshConfig(
                 data=near.data,
@@ -155,11 +155,12 @@ def _other_meshes(config: Config, vocabulary_size: int, roles: Sequence[str]) ->
                 tensor=near.tensor,
                 generation_tensor=near.generation_tensor,
                 pipe=near.pipe,
+                expert=near.expert,
             )
             changed = dataclasses.replace(pool, mesh=mesh)
             yield Mend(
                 f"cluster.pools.{name}.mesh: data {mesh.data}, fsdp {mesh.fsdp}, tensor {mesh.tensor},"
-                f" generation_tensor {mesh.generation_tensor}, pipe {mesh.pipe}",
+                f" generation_tensor {mesh.generation_tensor}, pipe {mesh.pipe}, expert {mesh.expert}",
                 dataclasses.replace(
                     config,
                     cluster=dataclasses.replace(

@@ -19,6 +19,7 @@ class ModelSize:
         int  # weights of one layer that a token is multiplied with: of experts, those it is sent to
     )
     layer_weights: int  # of one layer, all experts, those that layouts cut
+    layer_experts: int  # of these, in experts: cut over the ranks of `expert` too
     head_products: int  # D·V, or D where the model ends in one number
     rollout_read: int  # weights that a decode step reads: all but an untied embedding table
 
@@ -31,6 +32,15 @@ class ModelSize:
     def matrices(self) -> int:
         """Count the parameters that layouts cut."""
         return self.parameters - self.vectors
+
+    def share(self, ways: int, expert: int) -> float:
+        """Return the weights of a device that has 1 / ways of each matrix, and of experts 1 / expert of that."""
+        in_experts = self.layers * self.layer_experts
+        return (self.matrices - in_experts) / ways + in_experts / (ways * expert) + self.vectors
+
+    def layer_share(self, ways: int, expert: int) -> float:
+        """Return of one layer what `share` returns of all, vectors left out."""
+        return (self.layer_weights - self.layer_experts) / ways + self.layer_experts / (ways * expert)
 
     @property
     def products(self) -> int:
@@ -49,10 +59,12 @@ def model_size(decoder: DecoderConfig, tokens_head: bool) -> ModelSize:
     d, h, k = decoder.width, decoder.head_width, decoder.kv_heads
     mlp, attention = 3 * d * decoder.mlp_width, 2 * d * h * (decoder.padded_heads + k)
     layer_products = layer_weights = attention + mlp
+    layer_experts = 0
     if decoder.experts > 0:
         router = d * decoder.experts
         layer_products = attention + mlp * decoder.experts_per_token + router
         layer_weights = attention + mlp * decoder.experts + router
+        layer_experts = mlp * decoder.experts
     table = decoder.padded_vocabulary_size * d
     if tokens_head:
         parameters = decoder.parameter_count
@@ -66,6 +78,7 @@ def model_size(decoder: DecoderConfig, tokens_head: bool) -> ModelSize:
         vectors=vectors,
         layer_products=layer_products,
         layer_weights=layer_weights,
+        layer_experts=layer_experts,
         head_products=table if tokens_head else d,
         rollout_read=parameters if decoder.tied_embeddings else parameters - table,
     )

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from jaxflow.config import Config, MeshConfig, PoolConfig
 from jaxflow.engine.layout_rules import Parallelism
 from jaxflow.mapping import cost, memory, stages
-from jaxflow.mapping.asked import engine_of, loads_of, parallelism, profile_of, workload_of
+from jaxflow.mapping.asked import engine_of, groups_of, loads_of, parallelism, profile_of, workload_of
+from jaxflow.mapping.colocated import room
 from jaxflow.mapping.cost import Seconds
 from jaxflow.mapping.load import RoleLoad
 from jaxflow.mapping.memory import AtRest, AtWork
@@ -62,6 +63,9 @@ class PlannedPool:
 
     name: str
     roles: tuple[str, ...]  # those without a model too
+    device: str
+    device_bytes: float
+    room_bytes: float  # of these, what a plan may fill
     hosts: int
     devices_per_host: int
     mesh: MeshConfig
@@ -76,14 +80,16 @@ class PlannedPool:
         """Return the phase that takes most; None where the pool holds no model."""
         return max(self.phases, key=lambda phase: phase.total, default=None)
 
+    @property
+    def excess(self) -> float:
+        """Return by how many bytes the worst phase exceeds what may be filled; 0 where it fits."""
+        return max(0.0, self.worst.total - self.room_bytes) if self.worst is not None else 0.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What a run will be."""
 
-    device: str
-    device_bytes: float
-    room_bytes: float  # of these, what a plan may fill
     idle_devices: int  # that no pool has
     pools: tuple[PlannedPool, ...]
     spans: tuple[Span, ...]  # of one step, its start at 0
@@ -102,25 +108,18 @@ class Plan:
     @property
     def excess(self) -> dict[str, float]:
         """Return by how many bytes each pool's worst phase exceeds what it may fill; pools that fit are absent."""
-        over = {
-            pool.name: pool.worst.total - self.room_bytes for pool in self.pools if pool.worst is not None
-        }
-        return {name: size for name, size in over.items() if size > 0}
+        return {pool.name: pool.excess for pool in self.pools if pool.excess > 0}
 
 
 def make_plan(config: Config, vocabulary_size: int, roles: Sequence[str]) -> Plan:
     """Plan a config with these roles on its pools."""
-    profile, engine = profile_of(config), engine_of(config)
     loads = {load.role: load for load in loads_of(config, vocabulary_size, roles)}
     pools = []
     for name, pool in config.cluster.pools.items():
-        setting = Setting(workload_of(config), engine, profile, pool.devices_per_host)
+        setting = setting_of(config, pool)
         here = tuple(loads[role] for role in pool.roles if role in loads)
         pools.append(_planned_pool(name, pool, here, setting))
     return Plan(
-        device=profile.kind,
-        device_bytes=profile.memory_bytes,
-        room_bytes=profile.memory_bytes * engine.memory_share,
         idle_devices=_idle(config),
         pools=tuple(pools),
         spans=tuple(timeline(pools, config.rollout.parts)),
@@ -128,12 +127,22 @@ def make_plan(config: Config, vocabulary_size: int, roles: Sequence[str]) -> Pla
     )
 
 
+def setting_of(config: Config, pool: PoolConfig) -> Setting:
+    """Return what calls have in common on a pool. A generator's weights come from the policy's pool, over the slower
+    network of the two."""
+    device = profile_of(config, pool.device)
+    if "generator" in pool.roles:
+        sending = next(one for one in config.cluster.pools.values() if "actor" in one.roles)
+        device = device.beside(profile_of(config, sending.device))
+    return Setting(workload_of(config), engine_of(config), device, pool.devices_per_host)
+
+
 def _idle(config: Config) -> int:
     """Return the devices of the cluster that no pool has; pools that the config describes are the cluster."""
     if config.cluster.mapping == "pools":
         return 0
     placed = sum(pool.hosts * pool.devices_per_host for pool in config.cluster.pools.values())
-    return config.cluster.devices.hosts * config.cluster.devices.devices_per_host - placed
+    return sum(group.devices for group in groups_of(config)) - placed
 
 
 def _planned_pool(name: str, pool: PoolConfig, loads: Sequence[RoleLoad], setting: Setting) -> PlannedPool:
@@ -143,6 +152,9 @@ def _planned_pool(name: str, pool: PoolConfig, loads: Sequence[RoleLoad], settin
     return PlannedPool(
         name=name,
         roles=pool.roles,
+        device=setting.device.kind,
+        device_bytes=setting.device.memory_bytes,
+        room_bytes=room(setting),
         hosts=pool.hosts,
         devices_per_host=pool.devices_per_host,
         mesh=pool.mesh,
@@ -198,16 +210,17 @@ def calls(
 ) -> Iterator[PlannedCall]:
     """Yield the calls of a pool's roles in the order of a step; a critic learns before the policy."""
     controller = Seconds(host=setting.engine.call_seconds)
+    in_parts = controller.times(setting.workload.parts)
     parked = _parked(loads, layout, setting, offload)
     for load in loads:
         if load.generations > 0:
             switch = stages.transition_seconds(load, layout, setting)
             yield PlannedCall(load.role, "transition", 0, switch)
             made = stages.generate_seconds(load, layout, setting, rows)
-            yield PlannedCall(load.role, "gen", 0, made + controller)
+            yield PlannedCall(load.role, "gen", 0, made + in_parts)
     for load in loads:
         if load.scores > 0:
-            once = stages.score_seconds(load, layout, setting) + controller
+            once = stages.score_seconds(load, layout, setting) + in_parts
             stage = _SCORING_STAGES.get(load.role, load.role)
             fetched = Seconds() if load.trained else cost.host_move(parked[load.role], setting.device)
             yield PlannedCall(load.role, stage, 1, once.times(load.scores) + fetched)
@@ -228,17 +241,18 @@ def timeline(pools: Sequence[PlannedPool], parts: int) -> Iterator[Span]:
     for pool in pools:
         for call in pool.calls:
             if call.step_part == 0:
-                yield _span(pool, call, free[pool.name], call.seconds.total)
-                free[pool.name] += call.seconds.total
+                calls_of_it = 1 if call.stage == "transition" else parts
+                for _ in range(calls_of_it):
+                    yield _span(pool, call, free[pool.name], call.seconds.total / calls_of_it)
+                    free[pool.name] += call.seconds.total / calls_of_it
     for pool in pools:
         own = any(call.step_part == 0 for call in pool.calls)
         scoring = [call for call in pool.calls if call.step_part == 1]
-        for arrival in [arrivals[-1]] if own else arrivals:
-            share = 1.0 if own else 1.0 / len(arrivals)
+        for arrival in arrivals:
             for call in scoring:
-                start = max(free[pool.name], arrival)
-                free[pool.name] = start + call.seconds.total * share
-                yield _span(pool, call, start, call.seconds.total * share)
+                start = max(free[pool.name], arrivals[-1] if own else arrival)
+                free[pool.name] = start + call.seconds.total / parts
+                yield _span(pool, call, start, call.seconds.total / parts)
     ready = max([arrivals[-1], *free.values()])
     for pool in pools:
         start = ready

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from jaxflow.config import Config
+from jaxflow.mapping.asked import described
 from jaxflow.mapping.auto import mappings_of, pools_of, problem_of, resolve
 from jaxflow.mapping.colocated import SetOption
 from jaxflow.mapping.layouts import generation_layouts, training_layouts
@@ -49,7 +50,8 @@ def plan_config(config: Config, vocabulary_size: int, roles: Sequence[str]) -> P
 
 
 def _nearest(config: Config, vocabulary_size: int, roles: Sequence[str]) -> Config:
-    """Return the config with all roles on one pool of all devices, in the layout that lacks the fewest bytes."""
+    """Return the config with all roles on one pool of all devices of a kind, in the layout that lacks the fewest
+    bytes."""
     problem = problem_of(config, vocabulary_size, roles)
     smallest = dataclasses.replace(
         config, rollout=dataclasses.replace(config.rollout, sequences_per_device=1)
@@ -57,18 +59,16 @@ def _nearest(config: Config, vocabulary_size: int, roles: Sequence[str]) -> Conf
     candidates = [
         dataclasses.replace(
             smallest,
-            cluster=dataclasses.replace(
-                smallest.cluster, pools=pools_of(mapping, roles, config.cluster.devices.devices_per_host)
-            ),
+            cluster=dataclasses.replace(smallest.cluster, pools=pools_of(mapping, roles, config.cluster)),
         )
-        for mapping in _whole_cluster(problem)
+        for group in range(len(problem.cluster))
+        for mapping in _whole_group(problem, group)
     ]
     if not candidates:
-        devices = config.cluster.devices
         raise UserError(
-            f"no layout of {', '.join(roles)} on {devices.hosts} hosts × {devices.devices_per_host} devices divides"
-            " the models' heads, widths and layers and the step's sequences; change the number of devices or"
-            " the sequences of a step and of a mini-batch"
+            f"no layout of {', '.join(roles)} on {described(problem.cluster)} divides the models' heads, widths and"
+            " layers and the step's sequences; change the number of devices or the sequences of a step and of a"
+            " mini-batch"
         )
     return min(
         candidates,
@@ -76,10 +76,10 @@ def _nearest(config: Config, vocabulary_size: int, roles: Sequence[str]) -> Conf
     )
 
 
-def _whole_cluster(problem: Problem) -> list[Mapping]:
-    """Return every layout of all roles on one pool of the most devices that have any, fitting or not."""
-    setting = problem.setting(0)
-    group = problem.cluster[0]
+def _whole_group(problem: Problem, index: int) -> list[Mapping]:
+    """Return every layout of all roles on one pool of the most devices of a kind that have any, fitting or not."""
+    setting = problem.setting(index)
+    group = problem.cluster[index]
     hosts = range(group.hosts, 0, -1)
     sizes = [count * group.devices_per_host for count in hosts] + list(
         range(group.devices_per_host - 1, 0, -1)
@@ -94,7 +94,13 @@ def _whole_cluster(problem: Problem) -> list[Mapping]:
             for load in problem.loads:
                 for generator in generation_layouts(load, layout, setting) if load.generations > 0 else ():
                     option = SetOption(
-                        (0.0, 0.0, 0.0), devices, (generator,) * len(problem.loads), 1, False, 0
+                        stages=(0.0, 0.0, 0.0),
+                        first=0.0,
+                        devices=devices,
+                        layouts=(generator,) * len(problem.loads),
+                        rows=1,
+                        offload=False,
+                        group=index,
                     )
                     placed = PlacedSet(tuple(one.role for one in problem.loads), option, devices)
                     found.append(Mapping((placed,), option.stages))

@@ -24,16 +24,14 @@ _BOUNDS = {
 
 def describe_plan(plan: Plan, others: Sequence[Mapping], repairs: Sequence[Mend]) -> list[str]:
     """Return the plan: pools, bytes, seconds, runners-up, and what does not fit with what would make it."""
-    devices = sum(pool.hosts * pool.devices_per_host for pool in plan.pools)
-    memory = f"{readable_bytes(plan.device_bytes)} each, {readable_bytes(plan.room_bytes)} to be planned with"
-    lines = [f"devices     {devices} × {plan.device}, {memory}"]
+    lines = [*_device_lines(plan)]
     if plan.idle_devices > 0:
         lines.append(
             f"idle        {plan.idle_devices} devices: nothing divides over them that gains from them"
         )
     for pool in plan.pools:
         lines += _pool_lines(pool)
-        lines += _byte_lines(pool, plan.room_bytes)
+        lines += _byte_lines(pool)
     lines += _second_lines(plan)
     if others:
         lines.append("runners-up")
@@ -50,9 +48,17 @@ def describe_plan(plan: Plan, others: Sequence[Mapping], repairs: Sequence[Mend]
     return lines
 
 
+def _device_lines(plan: Plan) -> Iterator[str]:
+    for kind in dict.fromkeys(pool.device for pool in plan.pools):
+        pools = [pool for pool in plan.pools if pool.device == kind]
+        devices = sum(pool.hosts * pool.devices_per_host for pool in pools)
+        size, room = readable_bytes(pools[0].device_bytes), readable_bytes(pools[0].room_bytes)
+        yield f"devices     {devices} × {kind}, {size} each, {room} to be planned with"
+
+
 def _pool_lines(pool: PlannedPool) -> Iterator[str]:
     mesh = pool.mesh
-    hosts = f"{pool.hosts} host{'s' if pool.hosts > 1 else ''} × {pool.devices_per_host} devices"
+    hosts = f"{pool.hosts} host{'s' if pool.hosts > 1 else ''} × {pool.devices_per_host} {pool.device}"
     yield f"pool {pool.name}: {hosts} → {', '.join(pool.roles)}"
     pipe = f" × pipe {mesh.pipe}" if mesh.pipe > 1 else ""
     expert = f" × expert {mesh.expert}" if mesh.expert > 1 else ""
@@ -71,7 +77,7 @@ def _pool_lines(pool: PlannedPool) -> Iterator[str]:
         yield f"  {model.role:<11} {model.parameters:,} parameters → at rest per device {', '.join(kept)}{waits}"
 
 
-def _byte_lines(pool: PlannedPool, room: float) -> Iterator[str]:
+def _byte_lines(pool: PlannedPool) -> Iterator[str]:
     if not pool.phases:
         return
     rows = [
@@ -87,7 +93,7 @@ def _byte_lines(pool: PlannedPool, room: float) -> Iterator[str]:
             "of room",
         )
     ]
-    rows += [_byte_row(phase, room) for phase in pool.phases]
+    rows += [_byte_row(phase, pool.room_bytes) for phase in pool.phases]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         first = row[0].ljust(widths[0])
@@ -134,7 +140,8 @@ def describe_mapping(mapping: Mapping) -> str:
     pools = []
     for placed in mapping.sets:
         layout = placed.option.layouts[0]
-        sizes = f"d{layout.data} f{layout.fsdp} p{layout.pipe} t{layout.tensor}"
+        experts = f" x{layout.expert}" if layout.expert > 1 else ""
+        sizes = f"d{layout.data} f{layout.fsdp}{experts} p{layout.pipe} t{layout.tensor}"
         generating = [one.generation_tensor for one in placed.option.layouts if placed.option.rows > 0][:1]
         sizes += "".join(f" t_g{size}" for size in generating)
         sizes += ", offload" if placed.option.offload else ""
@@ -159,6 +166,7 @@ def plan_json(plan: Plan, others: Sequence[Mapping], repairs: Sequence[Mend]) ->
                 "pools": [
                     {
                         "roles": placed.roles,
+                        "group": placed.option.group,
                         "devices": placed.option.devices,
                         "layouts": [dataclasses.asdict(layout) for layout in placed.option.layouts],
                     }

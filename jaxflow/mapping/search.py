@@ -51,12 +51,36 @@ class Mapping:
     """A placement, its allocation and layouts, and what a step takes."""
 
     sets: tuple[PlacedSet, ...]
-    stages: tuple[float, float, float]
+    stages: tuple[float, float, float]  # the second: what preparation takes after all is generated
 
     @property
     def seconds(self) -> float:
         """Return Σ over stages of the slowest set's."""
         return sum(self.stages)
+
+
+Progress = tuple[float, float, float, float, float]
+"""Of some sets the slowest seconds each: until the first part is generated, until all is, of preparation by the set
+that generates and by others, of training."""
+
+
+def progress(option: SetOption) -> Progress:
+    """Return what one set takes."""
+    generation, preparation, training = option.stages
+    if option.rows > 0:
+        return option.first, generation, preparation, 0.0, training
+    return 0.0, 0.0, 0.0, preparation, training
+
+
+def joined(made: Progress, parts: int) -> tuple[float, float, float]:
+    """Return the stages of a step in which sets work at the same time.
+
+    The set that generates prepares when it has generated all. Others begin with the first part, and cannot end before
+    the last one is there and prepared: S seconds of them in K parts end at max(first + S, all + S / K).
+    """
+    first, generation, own, others, training = made
+    preparation = max(own, others / parts, others - (generation - first))
+    return generation, preparation, training
 
 
 def partitions(count: int) -> Iterator[tuple[tuple[int, ...], ...]]:
@@ -107,6 +131,7 @@ class Search:
         self._settings = tuple(problem.setting(group) for group in range(len(problem.cluster)))
         self._tables: dict[tuple[tuple[int, ...], int], Table] = {}
         self._scored: dict[tuple, _Scored | None] = {}
+        self.parts = problem.workload.parts
 
     def run(self, among: Sequence[tuple[tuple[int, ...], ...]] | None = None) -> tuple[Mapping, ...]:
         """Return the best mappings of each partition (of these, or of all), the fastest first; none if none fits."""
@@ -185,6 +210,9 @@ class Search:
         return best
 
 
+_NEVER = (math.inf,) * 5
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """What a set gains with more devices: (devices, options that fewer devices do not beat), ascending."""
@@ -192,18 +220,18 @@ class Table:
     steps: tuple[tuple[int, tuple[SetOption, ...]], ...]
 
     @functools.cached_property
-    def floors(self) -> tuple[tuple[int, tuple[float, float, float]], ...]:
-        """Return the least seconds of each stage that up to so many devices can reach."""
-        floor, found = (math.inf, math.inf, math.inf), []
+    def floors(self) -> tuple[tuple[int, Progress], ...]:
+        """Return the least of all seconds that up to so many devices can reach."""
+        floor, found = _NEVER, []
         for size, options in self.steps:
             for option in options:
-                floor = tuple(map(min, floor, option.stages))
+                floor = tuple(map(min, floor, progress(option)))
             found.append((size, floor))
         return tuple(found)
 
-    def floor(self, devices: int) -> tuple[float, float, float]:
-        """Return the least seconds of each stage on at most so many devices; infinite where nothing fits."""
-        least = (math.inf, math.inf, math.inf)
+    def floor(self, devices: int) -> Progress:
+        """Return the least of all seconds on at most so many devices; infinite where nothing fits."""
+        least = _NEVER
         for size, floor in self.floors:
             if size > devices:
                 break
@@ -232,14 +260,17 @@ class _Allocation:
 
     def best(self):
         """Return (seconds, stages, option and devices of each set), or None where nothing is below the bound."""
-        self._place(0, self._search.devices, (0.0, 0.0, 0.0), ())
+        self._place(0, self._search.devices, (0.0,) * 5, ())
         return self._found
 
-    def _place(self, index: int, remaining: tuple[int, ...], stages: tuple, chosen: tuple) -> None:
+    def _seconds(self, made: Progress) -> float:
+        return sum(joined(made, self._search.parts))
+
+    def _place(self, index: int, remaining: tuple[int, ...], made: Progress, chosen: tuple) -> None:
         if index == len(self._moving):
-            self._finish(remaining, stages, chosen)
+            self._finish(remaining, made, chosen)
             return
-        if self._least(index, remaining, stages) >= self._bound:
+        if self._least(index, remaining, made) >= self._bound:
             return
         block = self._moving[index]
         for group, left in enumerate(remaining):
@@ -248,24 +279,24 @@ class _Allocation:
                     continue
                 after = (*remaining[:group], left - size, *remaining[group + 1 :])
                 for option in options:
-                    slowest = tuple(map(max, stages, option.stages))
-                    if sum(slowest) < self._bound:
+                    slowest = tuple(map(max, made, progress(option)))
+                    if self._seconds(slowest) < self._bound:
                         self._place(index + 1, after, slowest, (*chosen, (block, option, size)))
 
-    def _least(self, index: int, remaining: tuple[int, ...], stages: tuple) -> float:
+    def _least(self, index: int, remaining: tuple[int, ...], made: Progress) -> float:
         """Return what the sets still to be placed cannot be faster than, each with all that remains."""
-        least = stages
+        least = made
         for block in self._moving[index:]:
             floors = [self._search.table(block, group).floor(left) for group, left in enumerate(remaining)]
             least = tuple(map(max, least, tuple(map(min, *floors)) if len(floors) > 1 else floors[0]))
-        return sum(least)
+        return self._seconds(least) if math.inf not in least else math.inf
 
-    def _finish(self, remaining: tuple[int, ...], stages: tuple, chosen: tuple) -> None:
+    def _finish(self, remaining: tuple[int, ...], made: Progress, chosen: tuple) -> None:
         scored = self._search.scoring(self._frozen, remaining)
         if scored is None:
             return
-        generation, preparation, training = stages
-        whole = (generation, max(preparation, scored.seconds), training)
+        first, generation, own, others, training = made
+        whole = joined((first, generation, own, max(others, scored.seconds), training), self._search.parts)
         total = sum(whole)
         if total < self._bound:
             self._bound = total

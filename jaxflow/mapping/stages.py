@@ -36,7 +36,7 @@ class Cut:
 
 def cut(sequences: int, layout: Parallelism, length: int, token_budget: int) -> Cut:
     """Cut a replica's rows into micro-batches within the budget, into as many as pipeline stages where it can."""
-    rows = math.ceil(sequences / (layout.data * layout.fsdp))
+    rows = math.ceil(sequences / layout.replicas)
     most = max(1, min(token_budget // length, math.ceil(rows / layout.pipe)))
     microbatches = math.ceil(rows / most)
     return Cut(math.ceil(rows / microbatches), microbatches)
@@ -62,15 +62,14 @@ def _hop(numbers: float, layout: Parallelism, setting: Setting) -> Seconds:
     return Seconds(links=size / speed, latency=device.link_seconds if inside else device.network_seconds)
 
 
-def _learning(load: RoleLoad, ways: int) -> float:
-    cut_numbers, whole = load.learning
-    return cut_numbers / ways + whole
+def _expert_span(layout: Parallelism, setting: Setting) -> Span:
+    return span(layout.expert, layout.tensor * layout.pipe, setting.devices_per_host)
 
 
 def score_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seconds:
-    """Return one forward pass over the step's sequences."""
+    """Return one forward pass over the step's sequences, part by part."""
     workload, engine, device = setting.workload, setting.engine, setting.device
-    micro = cut(workload.sequences, layout, workload.length, workload.score_tokens)
+    micro = cut(workload.part_sequences, layout, workload.length, workload.score_tokens)
     tokens = micro.rows * workload.length
     where = _tensor_span(layout.tensor, 1, setting)
     work = cost.whole_pass(
@@ -81,19 +80,23 @@ def score_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seco
         layout.tensor,
         where,
         device,
+        _expert_span(layout, setting),
     ).times(1 / layout.pipe)
     work += cost.head_pass(load.model, tokens, layout.tensor * layout.pipe, device)
     work += _hop(tokens * load.model.decoder.width, layout, setting)
     moving = _gather(load, layout, setting)
     if layout.pipe > 1:  # gathered before the ticks
-        return cost.pipelined(work, micro.microbatches, layout.pipe) + moving
-    return cost.overlapped(work, moving).times(micro.microbatches)
+        part = cost.pipelined(work, micro.microbatches, layout.pipe) + moving
+    else:
+        part = cost.overlapped(work, moving).times(micro.microbatches)
+    return part.times(workload.parts)
 
 
 def _gather(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seconds:
     """Return the time of making weights whole over the fsdp axis, once."""
-    where = span(layout.fsdp, layout.tensor * layout.pipe, setting.devices_per_host)
-    size = setting.engine.compute_bytes * load.model.matrices / (layout.tensor * layout.pipe)
+    ways = layout.tensor * layout.pipe
+    where = span(layout.fsdp, ways * layout.expert, setting.devices_per_host)
+    size = setting.engine.compute_bytes * (load.model.share(ways, layout.expert) - load.model.vectors)
     return cost.all_gather(size, where, setting.device)
 
 
@@ -104,7 +107,14 @@ def train_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seco
     tokens = micro.rows * workload.length
     where = _tensor_span(layout.tensor, 1, setting)
     forward = cost.whole_pass(
-        load.model, tokens, workload.length / 2, engine.compute_bytes, layout.tensor, where, device
+        load.model,
+        tokens,
+        workload.length / 2,
+        engine.compute_bytes,
+        layout.tensor,
+        where,
+        device,
+        _expert_span(layout, setting),
     ).times(1 / layout.pipe)
     # The backward pass is two forward ones in arithmetic and one in exchanges; remat adds one of both.
     again = 1 if workload.remat else 0
@@ -114,8 +124,9 @@ def train_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seco
     work += cost.head_pass(load.model, tokens, layout.tensor * layout.pipe, device).times(2 + backward)
     work += _hop(tokens * load.model.decoder.width, layout, setting).times(2)
     moving = _gather(load, layout, setting).times(2)
-    sharded = span(layout.fsdp, layout.tensor * layout.pipe, setting.devices_per_host)
-    gradient = engine.gradient_bytes * load.learning[0] / (layout.tensor * layout.pipe)
+    whole = layout.tensor * layout.pipe
+    sharded = span(layout.fsdp, whole * layout.expert, setting.devices_per_host)
+    gradient = engine.gradient_bytes * load.learning_share(whole, layout.expert)
     moving += cost.all_gather(gradient, sharded, device)
     exchange = _exchange(load, layout, setting)
     if layout.pipe > 1:  # weights are gathered before a pipeline's ticks, gradients summed behind them
@@ -129,28 +140,33 @@ def train_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seco
     update = (
         cost.pipelined(stage, micro.microbatches, layout.pipe)
         + exchange
-        + cost.optimizer_update(_learning(load, ways), device)
+        + cost.optimizer_update(load.learning_share(ways, layout.expert), device)
     )
     return update.times(load.updates)
 
 
 def _exchange(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seconds:
-    """Return the time in which data-parallel replicas sum their gradients (and share out the new weights)."""
+    """Return the time in which data-parallel replicas sum their gradients (and share out the new weights).
+
+    Ranks that cut experts have different ones of those, and sum the gradients of all else.
+    """
     engine, device = setting.engine, setting.device
     ways = layout.tensor * layout.pipe * layout.fsdp
-    where = span(layout.data, ways, setting.devices_per_host)
-    numbers = _learning(load, ways)
+    where = span(layout.data, ways * layout.expert, setting.devices_per_host)
+    numbers = load.learning_share(ways, layout.expert)
+    in_experts = load.learning_experts / (ways * layout.expert)
+    alike = cost.all_reduce(
+        engine.gradient_bytes * (numbers - in_experts), _expert_span(layout, setting), device
+    )
     if engine.optimizer_over_data:
-        return cost.all_gather(engine.gradient_bytes * numbers, where, device) + cost.all_gather(
-            engine.weight_bytes * numbers, where, device
-        )
-    return cost.all_reduce(engine.gradient_bytes * numbers, where, device)
+        scattered = cost.all_gather(engine.gradient_bytes * numbers, where, device)
+        return alike + scattered + cost.all_gather(engine.weight_bytes * numbers, where, device)
+    return alike + cost.all_reduce(engine.gradient_bytes * numbers, where, device)
 
 
 def replica_rows(layout: Parallelism, setting: Setting) -> int:
-    """Return the rows that each generation replica makes, d_g · d · f of them sharing a step's."""
-    replicas = layout.data * layout.fsdp * layout.micro_data
-    return math.ceil(setting.workload.sequences / replicas)
+    """Return the rows that each generation replica makes in a call, d_g · d · f · expert of them sharing a part's."""
+    return math.ceil(setting.workload.part_sequences / (layout.replicas * layout.micro_data))
 
 
 def generate_seconds(load: RoleLoad, layout: Parallelism, setting: Setting, rows_at_once: int) -> Seconds:
@@ -165,6 +181,7 @@ def generate_seconds(load: RoleLoad, layout: Parallelism, setting: Setting, rows
         context = workload.prompt_tokens + workload.response_tokens / 2
     tensor, pipe = layout.generation_tensor, layout.generation_pipe
     where = _tensor_span(tensor, layout.tensor // tensor, setting)
+    experts = _expert_span(layout, setting)
     prefill = cost.whole_pass(
         load.model,
         running * workload.prompt_tokens,
@@ -173,18 +190,29 @@ def generate_seconds(load: RoleLoad, layout: Parallelism, setting: Setting, rows
         tensor,
         where,
         device,
+        experts,
     ).times(1 / pipe)
-    step = cost.decode_step(load.model, running, context, engine.rollout_bytes, tensor, pipe, where, device)
+    step = cost.decode_step(
+        load.model, running, context, engine.rollout_bytes, tensor, pipe, where, device, experts
+    )
     step += Seconds(host=engine.step_seconds + engine.row_seconds * running)
-    return (prefill + step.times(workload.response_tokens)).times(rounds * load.generations)
+    made = prefill + step.times(workload.response_tokens)
+    return made.times(rounds * load.generations * workload.parts)
 
 
 def transition_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seconds:
     """Return the switch of the policy's weights to the generation layout: from the training one, or from afar."""
-    return cost.transition(
-        setting.engine.rollout_bytes * load.model.parameters,
-        math.inf if load.borrows else layout.tensor * layout.pipe * layout.fsdp,
-        layout.generation_tensor * layout.generation_pipe,
-        setting.devices_per_host,
-        setting.device,
-    )
+    in_experts = load.model.layers * load.model.layer_experts
+    sizes = [load.model.parameters - in_experts]
+    if in_experts > 0:
+        sizes.append(in_experts / layout.expert)
+    taken = Seconds()
+    for size in sizes:
+        taken += cost.transition(
+            setting.engine.rollout_bytes * size,
+            math.inf if load.borrows else layout.tensor * layout.pipe * layout.fsdp,
+            layout.generation_tensor * layout.generation_pipe,
+            setting.devices_per_host,
+            setting.device,
+        )
+    return taken

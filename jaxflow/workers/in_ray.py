@@ -57,8 +57,7 @@ class InRay:
         """
         pool = self._resources
         gpus = pool.devices_per_host if pool.platform == "gpu" else 0
-        bundle = {"CPU": 1, "GPU": gpus} if gpus > 0 else {"CPU": 1}
-        self._bundles = placement_group([bundle] * pool.hosts, "PACK")
+        self._bundles = placement_group([pool.claim] * pool.hosts, "PACK")
         deadline = self._deadline()
         self._wait([self._bundles.ready()], deadline)
         table = placement_group_table(self._bundles)["bundles_to_node_id"]

@@ -17,6 +17,7 @@ import ray
 
 from jaxflow.batch_algebra import Derived
 from jaxflow.config import Config
+from jaxflow.placement import accelerators
 from jaxflow.types import Span
 from jaxflow.workers import in_process
 from jaxflow.workers.cast import role_class
@@ -128,7 +129,7 @@ class Workers:
 def resource_pools(config: Config, derived: Derived) -> list[ResourcePool]:
     """Describe the pools of a run; nothing is claimed."""
     folders = {"off": "", "user": str(_user_cache() / "jaxflow" / "programs")}
-    cache = config.cluster.compilation_cache
+    cache, claimed = config.cluster.compilation_cache, accelerators(config)
     return [
         ResourcePool(
             name=name,
@@ -139,6 +140,7 @@ def resource_pools(config: Config, derived: Derived) -> list[ResourcePool]:
             roles=plan.roles,
             compilation_cache=folders.get(cache, cache),
             offload=plan.offload,
+            accelerator=claimed[name],
         )
         for name, plan in derived.pools.items()
     ]

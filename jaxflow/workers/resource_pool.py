@@ -26,6 +26,18 @@ class ResourcePool:
     roles: tuple[str, ...]
     compilation_cache: str  # folder of compiled programs; empty: off
     offload: tuple[str, ...] = ()  # roles that wait in host memory between their uses
+    accelerator: str = ""  # what Ray calls the devices that its hosts must have; empty: any will do
+
+    @property
+    def claim(self) -> dict[str, float]:
+        """Return the resources of each host, by Ray's names."""
+        claimed = {"CPU": 1.0}
+        if self.platform == "gpu":
+            claimed["GPU"] = float(self.devices_per_host)
+        if self.accelerator:
+            # A host that has the kind has one of this; no pool is to use it up.
+            claimed[f"accelerator_type:{self.accelerator}"] = 0.001
+        return claimed
 
     @property
     def devices(self) -> int:

@@ -268,3 +268,16 @@ def test_only_weights_of_the_pool_wait_in_host_memory(role, why):
     ]
     check(config(cluster__pools__main__offload=["actor", "critic", "reference"]), 100, None)
     check(config(**MODEL_REWARD, cluster__pools__main__offload=["reward"]), 100, None)
+
+
+KINDS = {"cluster__platform": "gpu", "cluster__devices__kind": "h100"}
+
+
+def test_a_kind_that_no_host_can_be_told_by_is_refused_where_pools_differ():
+    check(split_config(**KINDS, cluster__pools__judges__device="l40s"), 100, None)
+    (strange,) = problems(split_config(**KINDS, cluster__pools__judges__device="l40"), devices=None)
+    assert strange.startswith("cluster.pools.judges.device = 'l40': Ray tells hosts apart by a100-40, ")
+    unnamed = {**KINDS, "cluster__devices__kind": ""}
+    (rest,) = problems(split_config(**unnamed, cluster__pools__judges__device="l40s"), devices=None)
+    assert rest.startswith("cluster.devices.kind = '': pools that name no device of their own")
+    check(split_config(cluster__pools__judges__device="l40"), 100, None)  # simulated devices are all alike

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from jaxflow.config import (
     Config,
+    DevicesConfig,
     MeshConfig,
     PoolConfig,
     check_overrides,
@@ -109,6 +110,13 @@ def test_a_pool_written_as_a_dictionary_takes_defaults_and_overrides():
     assert from_config_dict(values).cluster.pools == {
         "all": PoolConfig(("actor",), devices_per_host=2, mesh=MeshConfig(data=2))
     }
+
+
+def test_more_kinds_of_devices_take_defaults_and_overrides():
+    values = default_config_dict()
+    values.cluster.more_devices = {"judges": {"kind": "l40s"}}
+    override(values, ["--config.cluster.more_devices.judges.hosts=2"])
+    assert from_config_dict(values).cluster.more_devices == {"judges": DevicesConfig("l40s", 2, 8)}
 
 
 def test_a_file_that_names_few_keys_can_be_overridden_in_all():

@@ -8,20 +8,18 @@ from jaxflow.mapping import memory, stages
 
 
 def splits(devices):
-    """Yield (d, f, t, p, t_g, p_g) with d·f·t·p = devices."""
-    sizes = range(1, devices + 1)
-    for d, f, t, p in itertools.product(sizes, repeat=4):
-        if d * f * t * p == devices:
+    """Yield (d, f, x, t, p, t_g, p_g) with d·f·x·t·p = devices."""
+    sizes = [size for size in range(1, devices + 1) if devices % size == 0]
+    for d, f, x, t, p in itertools.product(sizes, repeat=5):
+        if d * f * x * t * p == devices:
             for t_g, p_g in itertools.product(sizes, sizes):
                 if t % t_g == 0 and p % p_g == 0:
-                    yield Parallelism(
-                        data=d, fsdp=f, tensor=t, generation_tensor=t_g, pipe=p, generation_pipe=p_g
-                    )
+                    yield Parallelism(d, f, t, t_g, p, p_g, x)
 
 
 def allowed(load, layout, devices, setting):
     """Return whether the engine can hold the model so and split its rows so."""
-    model, rows = load.model.decoder, load.minibatch_sequences if load.trained else setting.workload.sequences
+    model, workload = load.model.decoder, setting.workload
     if layout_problems(layout, devices, model) or (
         model.kv_heads % layout.tensor != 0 and layout.tensor % model.kv_heads != 0
     ):
@@ -33,16 +31,24 @@ def allowed(load, layout, devices, setting):
     pipes = layout.pipe if setting.engine.generation_pipes else 1
     if load.generations == 0 and (layout.generation_tensor, layout.generation_pipe) != (layout.tensor, pipes):
         return False
-    replicas = layout.data * layout.fsdp
+    replicas = layout.data * layout.fsdp * layout.expert
     if not setting.engine.rows_divide:
+        rows = load.minibatch_sequences if load.trained else workload.sequences / workload.parts
         return replicas <= rows
-    generating = replicas * layout.micro_data
-    fits = load.generations == 0 or setting.workload.sequences % generating == 0
-    return rows % replicas == 0 and fits
+    generating = replicas * layout.micro_data if load.generations > 0 else 1
+    return all(
+        rows % ways == 0
+        for rows, ways in (
+            (workload.sequences, workload.parts * generating),
+            (workload.sequences, workload.parts * replicas),
+            (load.minibatch_sequences, replicas),
+        )
+    )
 
 
 def stage_seconds(loads, chosen, setting, offload=False):
-    """Return a set's three stages in these layouts; None where a phase does not fit."""
+    """Return what a set takes in these layouts: the switch, generation, preparation and training; None where a phase
+    does not fit."""
     limit = setting.device.memory_bytes * setting.engine.memory_share
     resting = [memory.at_rest(load, one, setting) for load, one in zip(loads, chosen, strict=True)]
     waiting = [
@@ -50,14 +56,12 @@ def stage_seconds(loads, chosen, setting, offload=False):
         for load, kept in zip(loads, resting, strict=True)
     ]
     rest = sum(kept.weights + kept.optimizer + kept.gradients for kept in resting) - sum(waiting)
-    call = setting.engine.call_seconds
-    generation = preparation = training = held = 0.0
+    call, parts = setting.engine.call_seconds, setting.workload.parts
+    switch = generation = preparation = training = held = 0.0
     for load, one in zip(loads, chosen, strict=True):
         if load.generations > 0:
-            replicas = (
-                one.data * one.fsdp * one.pipe * one.tensor // one.generation_pipe // one.generation_tensor
-            )
-            rows = math.ceil(setting.workload.sequences / replicas)
+            replicas = one.devices // one.generation_pipe // one.generation_tensor
+            rows = math.ceil(setting.workload.sequences / parts / replicas)
             fitting = [
                 count
                 for count in range(1, rows + 1)
@@ -68,12 +72,13 @@ def stage_seconds(loads, chosen, setting, offload=False):
             generation += min(
                 stages.generate_seconds(load, one, setting, count).total for count in (max(fitting),)
             )
-            generation += stages.transition_seconds(load, one, setting).total + call
+            generation += parts * call
+            switch += stages.transition_seconds(load, one, setting).total
             held = 0.0 if setting.engine.rollout_offloaded else memory.rollout_weights(load, one, setting)
     for load, one, away in zip(loads, chosen, waiting, strict=True):
         if load.scores > 0:
             preparation += away / setting.device.host_bandwidth * (not load.trained)
-            preparation += load.scores * (stages.score_seconds(load, one, setting).total + call)
+            preparation += load.scores * (stages.score_seconds(load, one, setting).total + parts * call)
             fetched = 0.0 if load.trained else away
             if rest + held + fetched + memory.scoring(load, one, setting).total > limit:
                 return None
@@ -83,14 +88,29 @@ def stage_seconds(loads, chosen, setting, offload=False):
             beside = 0.0 if load.generations > 0 else held
             if rest + away + beside + memory.training(load, one, setting).total > limit:
                 return None
-    return generation, preparation, training
+    return switch, generation, preparation, training
+
+
+def step_seconds(vectors, parts):
+    """Return how long sets that work at the same time take, part by part: others score one beside the next."""
+    arrivals = []
+    for switch, generation, _, _ in vectors:
+        if generation > 0.0:
+            arrivals = [switch + generation * (part + 1) / parts for part in range(parts)]
+    ended = [arrivals[-1]]
+    for _, generation, preparation, _ in vectors:
+        free = 0.0
+        for arrival in arrivals:
+            free = max(free, arrivals[-1] if generation > 0.0 else arrival) + preparation / parts
+        ended.append(free)
+    return max(ended) + max(training for *_, training in vectors)
 
 
 def of_set(loads, devices, setting, may_offload):
     """Yield the stages of a set in every choice of layouts."""
     tables = [[s for s in splits(devices) if allowed(load, s, devices, setting)] for load in loads]
     for chosen in itertools.product(*tables):
-        meshes = {(one.data, one.fsdp, one.tensor, one.pipe) for one in chosen}
+        meshes = {(one.data, one.fsdp, one.expert, one.tensor, one.pipe) for one in chosen}
         if setting.engine.one_mesh_per_pool and len(meshes) > 1:
             continue
         for offload in (False, True) if may_offload else (False,):
@@ -127,6 +147,6 @@ def best_seconds(problem):
                     continue
                 tables = [options(*of) for of in zip(blocks, groups, allocation, strict=True)]
                 for vectors in itertools.product(*tables):
-                    total = sum(max(stage) for stage in zip(*vectors, strict=True))
-                    found[blocks] = min(found[blocks], total)
+                    seconds = step_seconds(vectors, problem.workload.parts)
+                    found[blocks] = min(found[blocks], seconds)
     return {blocks: seconds for blocks, seconds in found.items() if seconds < math.inf}

@@ -38,8 +38,28 @@ BIG = {
 }
 
 
+FASTER = {
+    "cluster__more_devices__fast__kind": "h100",
+    "cluster__more_devices__fast__hosts": 1,
+    "cluster__more_devices__fast__devices_per_host": 4,
+}
+MIXTURE = {
+    "actor__model__mlp_width": 2048,
+    "actor__model__experts": 8,
+    "actor__model__experts_per_token": 2,
+}
+
+
 @pytest.mark.parametrize(
-    "devices", [{}, {"cluster__devices__hosts": 1}, {"cluster__devices__devices_per_host": 3}]
+    "devices",
+    [
+        {},
+        {"cluster__devices__hosts": 1},
+        {"cluster__devices__devices_per_host": 3},
+        {"rollout__parts": 4},
+        FASTER,
+        MIXTURE,
+    ],
 )
 def test_what_the_search_chose_passes_all_checks_and_takes_its_seconds(devices):
     asked = config(**{**BIG, **devices})
@@ -121,6 +141,43 @@ def test_devices_that_nothing_divides_over_are_a_reasoned_refusal_or_idle():
     assert planned.plan.pools
 
 
+def test_each_pool_is_bound_by_the_memory_of_its_own_kind():
+    asked = config(**{**BIG, **FASTER, "cluster__devices__kind": "rtx-4090"})
+    planned = plan_config(asked, VOCABULARY, ROLES)
+    limits = {"rtx-4090": 24e9, "h100": 80e9}
+    kinds = {pool.device: pool for pool in planned.plan.pools}
+    assert planned.config.cluster.more_devices == asked.cluster.more_devices
+    for name, pool in planned.config.cluster.pools.items():
+        held = next(one for one in planned.plan.pools if one.name == name)
+        assert held.device == (pool.device or "rtx-4090")
+        assert held.worst.total <= held.room_bytes == 0.9 * limits[held.device]
+    lines = describe_plan(planned.plan, planned.runners_up, planned.mends)
+    assert [line.split(",")[0].split(" × ")[1] for line in lines if line.startswith("devices ")] == list(
+        kinds
+    )
+    assert any(kind in line for kind in kinds for line in lines if line.startswith("pool "))
+    # Four fast devices beside eight small ones are worth more than the small ones alone.
+    alone = plan_config(config(**{**BIG, "cluster__devices__kind": "rtx-4090"}), VOCABULARY, ROLES)
+    assert planned.plan.step_seconds < alone.plan.step_seconds
+
+
+def test_weights_for_a_generator_of_another_kind_take_the_slower_network():
+    def switch(kind: str) -> float:
+        apart = split_config(
+            **{"cluster__devices__kind": "h100", "actor__model__width": 1024},
+            cluster__pools__rollouts__roles=["generator"],
+            cluster__pools__rollouts__devices_per_host=4,
+            cluster__pools__rollouts__mesh__data=4,
+            cluster__pools__main__device=kind,
+        )
+        pools = make_plan(apart, VOCABULARY, [*ROLES, "generator"]).pools
+        (moved,) = [call for pool in pools for call in pool.calls if call.stage == "transition"]
+        return moved.seconds.links
+
+    assert switch("rtx-4090") == pytest.approx(switch("h100") * 50 / 3, rel=1e-6)
+    assert switch("b200") == switch("h100")
+
+
 def test_devices_of_no_kind_are_asked_for():
     with pytest.raises(UserError, match=r"cluster\.devices\.kind is empty"):
         plan_config(config(cluster__platform="gpu"), VOCABULARY, ROLES)
@@ -128,7 +185,7 @@ def test_devices_of_no_kind_are_asked_for():
 
 def pool(name: str, *calls: PlannedCall) -> PlannedPool:
     mesh = split_config().cluster.pools["main"].mesh
-    return PlannedPool(name, (), 1, 1, mesh, (), (), (), calls, 0)
+    return PlannedPool(name, (), "h100", 80e9, 72e9, 1, 1, mesh, (), (), (), calls, 0)
 
 
 def call(stage: str, part: int, seconds: float) -> PlannedCall:

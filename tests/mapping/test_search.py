@@ -28,9 +28,9 @@ def three(minibatch=16) -> tuple:
     return actor(SMALL, minibatch, 2), critic(SMALL, minibatch, 2), frozen("reference", SMALL)
 
 
-def problem(engine, *groups, freedom=EVERYTHING, loads=None) -> Problem:
+def problem(engine, *groups, freedom=EVERYTHING, loads=None, parts=1) -> Problem:
     loads = three() if loads is None else loads
-    return Problem(loads, work(32, 512, 512), groups, engine, freedom)
+    return Problem(loads, dataclasses.replace(work(32, 512, 512), parts=parts), groups, engine, freedom)
 
 
 @pytest.mark.parametrize("offload", [False, True])
@@ -62,6 +62,56 @@ def test_the_fastest_mappings_are_those_of_brute_force(engine, groups, offload):
 def _indivisible(load):
     """Return a decoder with a prime number of layers, which no pipeline cuts."""
     return dataclasses.replace(load.model.decoder, layers=5)
+
+
+def remax(decoder) -> tuple:
+    """Return ReMax's models: two responses for each prompt, both judged; no critic."""
+    policy = dataclasses.replace(actor(decoder, 16, 2), generations=2)
+    return policy, frozen("reference", decoder), dataclasses.replace(frozen("reward", decoder), scores=2)
+
+
+def safe_rlhf(decoder) -> tuple:
+    """Return Safe-RLHF's models: policy, reference, reward and cost with a critic each."""
+    learners = actor(decoder, 16, 2), critic(decoder, 16, 2)
+    cost_critic = dataclasses.replace(learners[1], role="cost_critic")
+    return (*learners, cost_critic, *(frozen(role, decoder) for role in ("reference", "reward", "cost")))
+
+
+def ppo(decoder) -> tuple:
+    return *three(), frozen("reward", decoder)
+
+
+def grpo(decoder) -> tuple:
+    return actor(decoder, 16, 2), frozen("reference", decoder)
+
+
+MIXTURE = dataclasses.replace(SMALL, mlp_width=1024, experts=4, experts_per_token=2)
+
+
+@pytest.mark.parametrize(
+    ("models", "decoder", "devices", "parts"),
+    [
+        (ppo, SMALL, 4, 1),
+        (ppo, SMALL, 3, 2),
+        (ppo, SMALL, 4, 4),
+        (remax, SMALL, 6, 1),
+        (remax, SMALL, 4, 2),
+        (grpo, SMALL, 8, 1),
+        (grpo, SMALL, 7, 4),
+        (safe_rlhf, SMALL, 3, 1),
+        (safe_rlhf, SMALL, 3, 2),
+        (grpo, MIXTURE, 4, 1),
+        (ppo, MIXTURE, 4, 2),
+    ],
+)
+def test_every_algorithms_mapping_is_that_of_brute_force(models, decoder, devices, parts):
+    roomy = dataclasses.replace(CARD, memory_bytes=9e9)
+    loads = models(decoder)
+    case = problem(JAXFLOW, DeviceGroup(roomy, 1, devices), loads=loads, parts=parts)
+    expected = best_seconds(case)
+    assert len(expected) > 1
+    found = search(case, wanted=len(list(partitions(len(loads)))))
+    assert [m.seconds for m in found] == pytest.approx(sorted(expected.values()), rel=1e-9)
 
 
 @pytest.mark.parametrize(("roles", "count"), [(1, 1), (3, 5), (4, 15), (5, 52), (6, 203)])

@@ -176,7 +176,7 @@ def generation_case(case: str, model: str, engine: EngineProfile, paper: str) ->
     for t_g in (1, 2, 4, 8):
         layout = Parallelism(data=2, fsdp=1, tensor=8, generation_tensor=t_g, pipe=1, generation_pipe=1)
         rest = sum(memory.at_rest(load, layout, setting).total for load in (actor, *others))
-        free = room(setting) - rest - memory.rollout_weights(actor, layout, setting)
+        free = room(setting) - rest - memory.generation(actor, layout, setting, 0).total
         rows = min(
             stages.replica_rows(layout, setting), int(free // memory.row_bytes(actor, layout, setting))
         )

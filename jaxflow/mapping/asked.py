@@ -84,6 +84,7 @@ def workload_of(config: Config) -> Workload:
         score_tokens=config.rollout.score_microbatch_tokens_per_device,
         remat=config.actor.model.remat,
         most_rows=config.rollout.sequences_per_device,
+        samples_per_prompt=config.rollout.samples_per_prompt,
         parts=config.rollout.parts,
     )
 

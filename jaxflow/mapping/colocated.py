@@ -170,6 +170,7 @@ def cost_set(
             preparation += cost.parked / setting.device.host_bandwidth
         if load.generations > 0 and generator is not None:
             weights = memory.generating_weights(load, generator, setting)
+            weights += memory.prefill_bytes(load, generator, setting)
             rows = _rows_that_fit(load, generator, setting, limit - kept - weights)
             if rows == 0:
                 return None
@@ -215,7 +216,7 @@ def _rows_that_fit(load: RoleLoad, layout: Parallelism, setting: Setting, free: 
     most = min(rows, int(free // memory.row_bytes(load, layout, setting)))
     if setting.workload.most_rows > 0:
         most = min(most, setting.workload.most_rows)
-    if most < 1 or not setting.engine.padded_cache:
+    if most < 1 or not setting.engine.slots:
         return max(most, 0)
     rounds = -(-rows // most)
     return -(-rows // rounds)

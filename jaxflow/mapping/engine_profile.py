@@ -31,7 +31,8 @@ class EngineProfile:
     one_mesh_per_pool: bool  # the models of a pool share its layout
     generation_pipes: bool  # generation may keep pipeline stages; else it gathers the layers of all
     rows_divide: bool  # rows must split equally over replicas
-    padded_cache: bool  # decode reads the cache to its full length, not to each row's own
+    slots: bool  # decode reads a cache of all slots that grows by doubling, not each row's own length; a prompt's
+    # samples share its prefill, which goes through a few prompts at a time
     row_seconds: float  # of the host, for each row in each decode step
     step_seconds: float  # of the host, for each decode step
     call_seconds: float  # of the controller, for each call of a role
@@ -39,11 +40,12 @@ class EngineProfile:
 
 
 # float32 masters are the weights, cast where they are used (models/layers.py); the gradient of a micro-batch is made
-# whole and then added (engine/train.py). Decoding is one compiled loop: the host takes no part in it, and each step
-# attends to the whole cache under a mask (engine/attention.py). update_bytes: weights and moments are written where
-# they were read (engine/train.py). layer_copies: layers are cut out of their stack once for the whole loop
-# (models/transformer.py). These two were read off the programs as compiled for H100 (docs/planning.md). call_seconds:
-# experiments/controller_overhead.md, 16 processes and 1,024 rows: 0.39 s per step of nine calls.
+# whole and then added (engine/train.py). A chunk of tokens is one compiled loop: the host takes no part in it, and
+# each step attends to the cache of all slots, as long as it is by then, under a mask (engine/slots.py). update_bytes:
+# weights and moments are written where they were read (engine/train.py). layer_copies: layers are cut out of their
+# stack once for the whole loop (models/transformer.py). These two were read off the programs as compiled for H100
+# (docs/planning.md). call_seconds: experiments/controller_overhead.md, 16 processes and 1,024 rows: 0.39 s per step
+# of nine calls.
 JAXFLOW = EngineProfile(
     name="jaxflow",
     weight_bytes=4,
@@ -62,7 +64,7 @@ JAXFLOW = EngineProfile(
     one_mesh_per_pool=True,
     generation_pipes=False,
     rows_divide=True,
-    padded_cache=True,
+    slots=True,
     row_seconds=0.0,
     step_seconds=10e-6,
     call_seconds=0.043,
@@ -90,7 +92,7 @@ MEGATRON_VLLM = EngineProfile(
     one_mesh_per_pool=False,
     generation_pipes=True,
     rows_divide=False,
-    padded_cache=False,
+    slots=False,
     row_seconds=75e-6,
     step_seconds=1e-3,
     call_seconds=0.043,

@@ -44,6 +44,7 @@ class Workload:
     score_tokens: int  # of one scoring pass of one replica
     remat: bool  # layers are computed again in the backward pass
     most_rows: int  # generated at once by one replica, at most; 0: as many as fit
+    samples_per_prompt: int = 1
     parts: int = 1  # calls that generate the rows, and score them; other pools score one part beside the next
 
     @property

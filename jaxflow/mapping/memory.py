@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 
 from jaxflow.engine.layout_rules import Parallelism
+from jaxflow.engine.schedule import rounded
 from jaxflow.mapping import cost
 from jaxflow.mapping.load import RoleLoad
-from jaxflow.mapping.stages import Setting, cut
+from jaxflow.mapping.stages import Setting, cut, prefills, replica_rows
 
 _LOGIT_CHUNK_BYTES = 3 * (
     64 << 20
@@ -153,35 +154,40 @@ def generating_weights(load: RoleLoad, layout: Parallelism, setting: Setting) ->
 
 
 def row_bytes(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
-    """Return what one running row costs in generation: its cache, its share of the prefill, its logits."""
+    """Return what one running row costs in generation: its cache, at its longest, and its logits."""
     workload, tensor = setting.workload, layout.generation_tensor
-    cached = workload.length * cost.cache_bytes(
-        load.model, setting.engine.rollout_bytes, tensor, layout.generation_pipe
-    )
+    positions = rounded(workload.length) if setting.engine.slots else workload.length
     vocabulary = load.model.head_products / load.model.decoder.width
-    return cached + prefill_row_bytes(load, layout, setting) + 12.0 * vocabulary / tensor
+    return positions * _position_bytes(load, layout, setting) + 12.0 * vocabulary / tensor
 
 
-def prefill_row_bytes(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
-    """Return one row's activations in prefill; an engine that fills its cache in pieces has next to none."""
-    if not setting.engine.padded_cache:
+def _position_bytes(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
+    number_bytes = setting.engine.rollout_bytes
+    return cost.cache_bytes(load.model, number_bytes, layout.generation_tensor, layout.generation_pipe)
+
+
+def prefill_bytes(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
+    """Return what the prompts of one prefill hold: what is kept of them, and one layer's activations.
+
+    An engine without slots fills its cache in pieces, and has next to none.
+    """
+    if not setting.engine.slots:
         return 0.0
-    return block_bytes(load, setting.workload.prompt_tokens, layout.generation_tensor, layout.expert, setting)
+    workload = setting.workload
+    _, prompts = prefills(replica_rows(layout, setting), workload)
+    tokens = prompts * workload.prompt_tokens
+    block = block_bytes(load, tokens, layout.generation_tensor, layout.expert, setting)
+    return tokens * _position_bytes(load, layout, setting) + block
 
 
 def generation(load: RoleLoad, layout: Parallelism, setting: Setting, rows: int) -> AtWork:
     """Return what generating `rows` rows at once holds."""
-    cached = (
-        rows
-        * setting.workload.length
-        * cost.cache_bytes(
-            load.model, setting.engine.rollout_bytes, layout.generation_tensor, layout.generation_pipe
-        )
-    )
+    positions = rounded(setting.workload.length) if setting.engine.slots else setting.workload.length
+    cached = rows * positions * _position_bytes(load, layout, setting)
     return AtWork(
         rollout_weights=generating_weights(load, layout, setting),
         cache=cached,
-        activations=rows * row_bytes(load, layout, setting) - cached,
+        activations=rows * row_bytes(load, layout, setting) - cached + prefill_bytes(load, layout, setting),
     )
 
 

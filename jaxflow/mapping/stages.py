@@ -6,9 +6,12 @@ Knows roles by their loads. Knows no placement: what colocated roles leave free 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
+from jaxflow.engine.generate import CHUNK_STEPS, PREFILL_TOKENS
 from jaxflow.engine.layout_rules import Parallelism
+from jaxflow.engine.schedule import capacity, prompts_at_once, rounded
 from jaxflow.mapping import cost
 from jaxflow.mapping.cost import Seconds, Span, span
 from jaxflow.mapping.devices import DeviceProfile
@@ -169,22 +172,48 @@ def replica_rows(layout: Parallelism, setting: Setting) -> int:
     return math.ceil(setting.workload.part_sequences / (layout.replicas * layout.micro_data))
 
 
+def prefills(rows: int, workload: Workload) -> tuple[int, int]:
+    """Return in how many passes the prompts of a replica's rows are prepared, and how many prompts each pass has."""
+    prompts = math.ceil(rows / workload.samples_per_prompt)
+    at_once = prompts_at_once(prompts, workload.prompt_tokens, PREFILL_TOKENS)
+    return math.ceil(prompts / at_once), at_once
+
+
+@functools.cache
+def mean_positions(workload: Workload, rounds: int) -> float:
+    """Return how many positions of its cache a decode step reads, on average over rounds.
+
+    The cache grows with the first round's sequences, chunk by chunk, and stays as long as it then is.
+    """
+    longest, read = workload.length, 0
+    for drawn in range(0, workload.response_tokens, CHUNK_STEPS):
+        reached = min(workload.prompt_tokens + drawn + CHUNK_STEPS, longest)
+        read += capacity(reached, longest) * min(CHUNK_STEPS, workload.response_tokens - drawn)
+    first = read / workload.response_tokens
+    return (first + (rounds - 1) * rounded(longest)) / rounds
+
+
 def generate_seconds(load: RoleLoad, layout: Parallelism, setting: Setting, rows_at_once: int) -> Seconds:
-    """Return all responses of a step, `rows_at_once` of each replica running at a time."""
+    """Return all responses of a step, `rows_at_once` of each replica running at a time.
+
+    All are as long as they may be, so those that start together end together, and rows pass in rounds.
+    """
     workload, engine, device = setting.workload, setting.engine, setting.device
     rows = replica_rows(layout, setting)
-    if engine.padded_cache:
+    if engine.slots:
         rounds = float(cost.rounds_of(rows, rows_at_once))
-        running, context = math.ceil(rows / rounds), float(workload.length)
-    else:  # a row that ends makes room for the next
+        running, context = math.ceil(rows / rounds), mean_positions(workload, int(rounds))
+        passes, prompts = prefills(rows, workload)
+    else:
         running, rounds = min(rows, rows_at_once), max(1.0, rows / rows_at_once)
         context = workload.prompt_tokens + workload.response_tokens / 2
+        passes, prompts = rounds, running
     tensor, pipe = layout.generation_tensor, layout.generation_pipe
     where = _tensor_span(tensor, layout.tensor // tensor, setting)
     experts = _expert_span(layout, setting)
     prefill = cost.whole_pass(
         load.model,
-        running * workload.prompt_tokens,
+        prompts * workload.prompt_tokens,
         workload.prompt_tokens / 2,
         engine.compute_bytes,
         tensor,
@@ -196,8 +225,8 @@ def generate_seconds(load: RoleLoad, layout: Parallelism, setting: Setting, rows
         load.model, running, context, engine.rollout_bytes, tensor, pipe, where, device, experts
     )
     step += Seconds(host=engine.step_seconds + engine.row_seconds * running)
-    made = prefill + step.times(workload.response_tokens)
-    return made.times(rounds * load.generations * workload.parts)
+    made = prefill.times(passes) + step.times(rounds * workload.response_tokens)
+    return made.times(load.generations * workload.parts)
 
 
 def transition_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seconds:

@@ -110,6 +110,30 @@ def test_rounds_repeat_what_one_round_costs():
     assert halves.total == pytest.approx(stages.generate_seconds(load, here, HERE, 600).total)
 
 
+def test_a_cache_is_read_as_long_as_it_is_by_then():
+    short = work(prompt=12, response=500)  # 256 positions, then all 512
+    assert stages.mean_positions(short, 1) == pytest.approx((224 * 256 + 276 * 512) / 500)
+    assert stages.mean_positions(short, 3) == pytest.approx((stages.mean_positions(short, 1) + 2 * 512) / 3)
+    assert stages.mean_positions(work(), 1) == 2048  # 1,056 positions are read of 2,048
+
+
+def test_samples_of_a_prompt_share_its_prefill():
+    load, here = actor(LLAMA_13B), layout(tensor=8, generation_tensor=8)
+    alone, shared = (
+        dataclasses.replace(HERE, workload=dataclasses.replace(work(), samples_per_prompt=samples))
+        for samples in (1, 8)
+    )
+    # Eight prompts of 1,024 tokens go through a replica at a time.
+    assert stages.prefills(1024, alone.workload) == (128, 8)
+    assert stages.prefills(1024, shared.workload) == (16, 8)
+    assert stages.prefills(4, alone.workload) == (1, 4)
+    one, eight = (stages.generate_seconds(load, here, setting, 256) for setting in (alone, shared))
+    flops = 112 * 8 * 1024 * 2 * load.model.layers * load.model.layer_products / 8
+    flops_seconds = flops / (HERE.device.matmul_flops * HERE.device.matmul_efficiency)
+    assert one.compute - eight.compute > flops_seconds
+    assert memory.prefill_bytes(load, here, alone) > 8 * 1024 * 819200 / 8
+
+
 def test_a_second_response_doubles_generation():
     once = actor(LLAMA_13B)
     twice = dataclasses.replace(once, generations=2)

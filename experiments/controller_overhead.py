@@ -104,6 +104,7 @@ class Idle:
             finished=np.zeros(rows, bool),
             groups=prompts.groups,
             policy_updates=np.zeros(rows, np.int32),
+            stopped=np.zeros(rows, bool),
         )
 
     @exposed("score", THREE_D_PROTO, by_parts=True)

@@ -85,6 +85,9 @@ class Rollout:
     finished: Bool[Array, "B"]  # ended by itself (end token), not by the length limit
     groups: Int[Array, "B"]  # int32, index of the prompt each row answers
     policy_updates: Int[Array, "B"]  # int32, optimizer updates behind the weights that sampled: the row's age
+    stopped: Bool[
+        Array, "B"
+    ]  # cut before its own limit: the call's time or tokens were spent; maybe no response
 
 
 @jax.tree_util.register_dataclass

@@ -163,6 +163,7 @@ def experience_statistics(rollout, scores, experience, kl_coefficient, kl_estima
         "critic/vf_explained_var": 1 - sample_variance(errors) / (sample_variance(returns) + 1e-5),
         **spread("response_length", response),
         "response_length/clip_ratio": mean([float(n >= max_response_tokens) for n in response]),
+        "rollout/stopped_rows": float(sum(rollout.stopped)),
         **spread("prompt_length", prompt),
         "actor/reward_kl_penalty": mean(chosen(kl, mask)),
         "actor/reward_kl_penalty_coeff": kl_coefficient,

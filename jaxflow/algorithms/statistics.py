@@ -51,6 +51,7 @@ def experience_statistics(
         **_spread("critic/returns", experience.returns, mask),
         **_spread("response_length", response_tokens, rows),
         "response_length/clip_ratio": masked_mean(cut, rows),
+        "rollout/stopped_rows": jnp.sum(rollout.stopped),
         **_spread("prompt_length", experience.lengths - response_tokens, rows),
         "actor/reward_kl_penalty": masked_mean(kl, mask),
         "actor/reward_kl_penalty_coeff": kl_coefficient,

@@ -182,6 +182,8 @@ _RANGES: Mapping[str, _Range] = {
     "rollout.min_p": _BELOW_ONE,
     "rollout.min_response_tokens": _FROM_ZERO,
     "rollout.sequences_per_device": _FROM_ONE,
+    "rollout.token_budget": _FROM_ZERO,
+    "rollout.deadline_seconds": _FROM_ZERO,
     "rollout.parts": _FROM_ONE,
     "rollout.score_microbatch_tokens_per_device": _FROM_ONE,
     "rollout.validation_temperature": _FROM_ZERO,

@@ -89,7 +89,11 @@ class RolloutConfig:
     stop_strings: tuple[str, ...] = ()  # text that ends a response, with the token that completes it
     ignore_end_token: bool = False  # the tokenizer's end tokens end nothing (benchmarks)
     dtype: str = "float32"  # float32 | bfloat16, of generation weights and key/value cache
-    sequences_per_device: int = 256  # rows generated at once by each device
+    sequences_per_device: int = 256  # rows generated at once by each device; others wait for one to end
+    token_budget: int = (
+        0  # response tokens of a call in training, over all devices, after which it stops; 0: none
+    )
+    deadline_seconds: float = 0.0  # of a call in training, after which it stops; 0: none
     parts: int = 1  # calls that generate a step's rows; other pools score a part while the next is generated
     score_microbatch_tokens_per_device: int = 16384  # padded tokens in one scoring pass of one device
     validation_temperature: float = (

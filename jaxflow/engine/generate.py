@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import time
 
 import jax
 import numpy as np
@@ -24,6 +25,17 @@ from jaxflow.types import Prompts, Rollout
 
 CHUNK_STEPS = 32  # tokens between two looks at who has finished
 PREFILL_TOKENS = 8192  # padded prompt tokens that go through a replica at once: enough to keep it busy
+
+
+@dataclasses.dataclass(frozen=True)
+class Allowance:
+    """What one call may take; looked at between chunks, so that it is passed by less than a chunk."""
+
+    tokens: int  # response tokens that all rows may draw together; 0: as many as they need
+    seconds: float  # that may pass on the slowest process; 0: as many as it takes
+
+
+UNLIMITED = Allowance(0, 0.0)
 
 
 class Generator:
@@ -58,13 +70,16 @@ class Generator:
         policy_updates: int,
         limits: np.ndarray | None = None,
         stops: StopTable | None = None,
+        allowance: Allowance = UNLIMITED,
     ) -> Rollout:
         """Generate one response per row of `prompts`; the rows keep their order and are marked with the weights' age.
 
         `limits` [B] says how many response tokens each row may have, in place of `sampling.max_response_tokens`
         where it is less. A response also ends with the token that completes a stop string, which `stops` notices.
+        When the allowance is spent, rows come back with what they have, nothing perhaps, and are marked as stopped.
         Raises ValueError if a limit is below 1.
         """
+        clock = _Clock(allowance, self._rows)
         most = np.full(len(prompts.lengths), sampling.max_response_tokens, np.int32)
         limits = most if limits is None else np.minimum(limits, most)
         everyones = self._rows.gather(np.stack([prompts.lengths, limits, _repeats(prompts)], axis=1))
@@ -79,7 +94,7 @@ class Generator:
         )
         address = Address(np.uint32(seed), np.int32(step), np.int32(purpose))
         call = _Call(self._programs, self._rows, schedule, params, prompts, sampling, address, stops)
-        return call.run(policy_updates)
+        return call.run(policy_updates, clock)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,11 +129,13 @@ class _Call:
         self._mine = rows.indices(schedule.total)
         self._answers = _Answers(prompts, schedule.ends[self._mine], sampling.pad_id)
 
-    def run(self, policy_updates: int) -> Rollout:
-        """Generate until no row waits and none runs."""
+    def run(self, policy_updates: int, clock: _Clock) -> Rollout:
+        """Generate until no row waits and none runs, or until there is no more time or tokens for it."""
         schedule, steps = self._schedule, self._programs.chunk_steps
         flight: collections.deque[_Chunk] = collections.deque()
         while schedule.waiting.any() or schedule.longest_left > len(flight) * steps:
+            if clock.is_over(int(schedule.drawn.sum())):
+                break
             self._admit()
             size = schedule.resize(len(flight))
             if size is not None:
@@ -126,12 +143,13 @@ class _Call:
                 self._slots = self._programs.resize(self._let_go(), origins, size.positions)
             flight.append(self._decode())
             # Where nobody waits nothing depends on how a chunk ends: the next is on its way before it is read.
-            while len(flight) > (0 if schedule.waiting.any() else 1):
+            while len(flight) > (0 if schedule.waiting.any() or clock.runs else 1):
                 self._collect(flight.popleft())
         while flight:
             self._collect(flight.popleft())
-        drawn, ended = schedule.drawn[self._mine], schedule.ended[self._mine]
-        return self._answers.rollout(drawn, ended, policy_updates)
+        mine = self._mine
+        cut = ~schedule.ended & (schedule.drawn < schedule.ends - schedule.prompt_lengths)
+        return self._answers.rollout(schedule.drawn[mine], schedule.ended[mine], cut[mine], policy_updates)
 
     def _admit(self) -> None:
         """Fill the free slots with rows that wait; their prompts go through prefill as they are needed."""
@@ -190,6 +208,22 @@ class _Call:
         return table[list(self._rows.held)].reshape(-1)
 
 
+class _Clock:
+    """Says, to all processes alike, when an allowance is spent."""
+
+    def __init__(self, allowance: Allowance, rows: Rows):
+        self._allowance, self._rows = allowance, rows
+        self._started = time.monotonic()
+        self.runs = allowance.tokens > 0 or allowance.seconds > 0
+
+    def is_over(self, tokens: int) -> bool:
+        """Return whether so many tokens are enough, or any process has waited long enough. Collective."""
+        if 0 < self._allowance.tokens <= tokens:
+            return True
+        late = time.monotonic() - self._started >= self._allowance.seconds
+        return self._allowance.seconds > 0 and self._rows.any(late)
+
+
 class _Answers:
     """This process's rows as they grow."""
 
@@ -212,7 +246,9 @@ class _Answers:
         self._log_probs[row, column] = drawn.log_probs[slot, nth]
         self._behaviour[row, column] = drawn.behaviour_log_probs[slot, nth]
 
-    def rollout(self, drawn: np.ndarray, ended: np.ndarray, policy_updates: int) -> Rollout:
+    def rollout(
+        self, drawn: np.ndarray, ended: np.ndarray, stopped: np.ndarray, policy_updates: int
+    ) -> Rollout:
         """Return the rows, of which `drawn` says how many tokens each has, at one padded length."""
         prompts = self._prompts
         lengths = (prompts.lengths + drawn).astype(np.int32)
@@ -232,6 +268,7 @@ class _Answers:
             finished=ended,
             groups=prompts.groups,
             policy_updates=np.full(len(lengths), policy_updates, np.int32),
+            stopped=stopped,
         )
 
 

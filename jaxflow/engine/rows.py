@@ -64,8 +64,14 @@ class Rows:
         padded[: len(local)] = local
         return np.asarray(self._replicate(self.place(padded)))[:total]
 
+    def any(self, flag: bool) -> bool:
+        """Return whether any process says so, the same everywhere. Collective."""
+        if len(self._held) == 1:
+            return flag
+        return any(said > 0 for said in self._local_counts(int(flag)).values())
+
     def _local_counts(self, count: int) -> dict[int, int]:
-        """Return how many rows each process has."""
+        """Return how many each process has, of rows or of what it counts."""
         mesh = self._one_per_device.mesh
         mine = np.full(1, count, np.int32)
         spread = jax.make_array_from_callback((mesh.size,), self._one_per_device, lambda _: mine)

@@ -5,12 +5,15 @@ Knows the config and the engine; knows neither where the weights come from nor p
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
+import numpy as np
 
 from jaxflow.config import Config
 from jaxflow.data.source import load_tokenizer
 from jaxflow.data.stop_strings import stop_transitions
-from jaxflow.engine.generate import Generator
+from jaxflow.engine.generate import UNLIMITED, Allowance, Generator
 from jaxflow.engine.sampling import Sampling, StopTable
 from jaxflow.engine.sharding import Layout
 from jaxflow.models.transformer import Model, Params
@@ -40,9 +43,15 @@ class Sampler:
             )
 
     def train(self, weights: Params, prompts: Prompts, updates: int) -> Rollout:
-        """Sample one response per row at the training temperature; `updates` is the age of the weights."""
-        temperature = self._config.rollout.temperature
-        return self._generate(weights, prompts, temperature, _TRAINING_ROLLOUT, updates)
+        """Sample one response per row at the training temperature; `updates` is the age of the weights.
+
+        A row that the budget or the deadline stopped has no say in the step: it would be judged for what there was no
+        time to say.
+        """
+        rollout = self._config.rollout
+        allowance = Allowance(rollout.token_budget, rollout.deadline_seconds)
+        sampled = self._generate(weights, prompts, rollout.temperature, _TRAINING_ROLLOUT, updates, allowance)
+        return _without_stopped(sampled)
 
     def greedy(self, weights: Params, prompts: Prompts, updates: int) -> Rollout:
         """Give each row the response that is likeliest token by token."""
@@ -54,7 +63,13 @@ class Sampler:
         return self._generate(weights, prompts, temperature, _VALIDATION_ROLLOUT, updates)
 
     def _generate(
-        self, weights: Params, prompts: Prompts, temperature: float, purpose: int, updates: int
+        self,
+        weights: Params,
+        prompts: Prompts,
+        temperature: float,
+        purpose: int,
+        updates: int,
+        allowance: Allowance = UNLIMITED,
     ) -> Rollout:
         rollout, seed = self._config.rollout, self._config.run.seed
         sampling = Sampling(
@@ -68,5 +83,23 @@ class Sampler:
             pad_id=self._pad_id,
         )
         return self._generator(
-            weights, prompts, sampling, seed, prompts.step, purpose, updates, stops=self._stops
+            weights,
+            prompts,
+            sampling,
+            seed,
+            prompts.step,
+            purpose,
+            updates,
+            stops=self._stops,
+            allowance=allowance,
         )
+
+
+def _without_stopped(rollout: Rollout) -> Rollout:
+    kept = rollout.response_mask & ~rollout.stopped[:, None]
+    return dataclasses.replace(
+        rollout,
+        response_mask=kept,
+        rollout_log_probs=np.where(kept, rollout.rollout_log_probs, np.float32(0)),
+        behaviour_log_probs=np.where(kept, rollout.behaviour_log_probs, np.float32(0)),
+    )

@@ -46,6 +46,7 @@ def rollout(draw):
         finished=np.ones(len(MASK), bool),
         groups=np.arange(len(MASK), dtype=np.int32),
         policy_updates=np.arange(len(MASK), dtype=np.int32),
+        stopped=np.arange(len(MASK)) % 3 == 1,
     )
 
 

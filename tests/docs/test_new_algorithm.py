@@ -48,6 +48,7 @@ def step_of(prompts):
         finished=np.ones(rows, np.bool_),
         groups=np.repeat(np.arange(prompts, dtype=np.int32), SAMPLES),
         policy_updates=np.zeros(rows, np.int32),
+        stopped=np.zeros(rows, np.bool_),
     )
     scores = generator.random(rows).astype(np.float32)
     given = Scores(scores=scores, accuracy=scores, failed=np.zeros(rows, np.bool_))

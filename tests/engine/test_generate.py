@@ -10,7 +10,7 @@ import tiny
 from models import numpy_decoder
 
 from jaxflow.engine import schedule
-from jaxflow.engine.generate import Generator
+from jaxflow.engine.generate import Allowance, Generator
 from jaxflow.engine.sampling import Sampling
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import generation_layout, training_layout
@@ -226,6 +226,29 @@ def test_a_row_stops_at_a_limit_of_its_own(sampled):
         assert finished == (cut[-1] in END_IDS)
     with pytest.raises(ValueError, match="at least one token"):
         generate(limits=limits - 1)
+
+
+def test_a_call_stops_at_its_token_budget_and_gives_what_it_has(sampled):
+    whole = int(sampled.response_mask.sum())
+    for budget in (1, whole // 2, whole):
+        rollout = generate(sequences_per_device=3, chunk_steps=3, allowance=Allowance(budget, 0.0))
+        assert budget <= rollout.response_mask.sum() < budget + 3 * 3
+        has = zip(responses(rollout), responses(sampled), strict=True)
+        assert all(some == every[: len(some)] for some, every in has)
+        lacks = rollout.lengths < sampled.lengths
+        np.testing.assert_array_equal(rollout.stopped, lacks)
+        np.testing.assert_array_equal(rollout.finished, sampled.finished & ~lacks)
+        assert lacks.any() == (budget < whole)
+        np.testing.assert_array_equal(rollout.lengths - PROMPTS.lengths, rollout.response_mask.sum(axis=1))
+
+
+def test_a_call_stops_at_its_deadline_with_rows_that_never_began(sampled):
+    rollout = generate(sequences_per_device=3, chunk_steps=3, allowance=Allowance(0, 1e-9))
+    assert rollout.stopped.all() and not rollout.response_mask.any() and not rollout.finished.any()
+    np.testing.assert_array_equal(rollout.lengths, PROMPTS.lengths)
+    in_time = generate(sequences_per_device=3, chunk_steps=3, allowance=Allowance(0, 3600.0))
+    assert_same_rollout(in_time, sampled)
+    assert not in_time.stopped.any()
 
 
 def test_a_slot_keeps_nothing_of_the_sequence_before():

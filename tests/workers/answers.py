@@ -17,4 +17,5 @@ def answered(tokenizer, rows, answers):
     column = np.arange(tokens.shape[1])
     mask = (column >= prompts.lengths[:, None]) & (column < lengths[:, None])
     zeros, finished = np.zeros(tokens.shape, np.float32), np.ones(len(rows), bool)
-    return prompts, Rollout(tokens, lengths, mask, zeros, zeros, finished, prompts.groups, prompts.groups)
+    groups = prompts.groups
+    return prompts, Rollout(tokens, lengths, mask, zeros, zeros, finished, groups, groups, ~finished)

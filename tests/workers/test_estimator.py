@@ -45,6 +45,7 @@ def rollout(seed, length=32):
         finished=np.arange(ROWS) % 2 == 0,
         groups=np.repeat(np.arange(GROUPS, dtype=np.int32), SAMPLES),
         policy_updates=np.full(ROWS, seed, np.int32),
+        stopped=np.zeros(ROWS, bool),
     )
 
 

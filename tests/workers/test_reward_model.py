@@ -137,6 +137,7 @@ def judged(reward, rows, judgements):
         np.ones(count, bool),
         np.arange(count, dtype=np.int32),
         np.zeros(count, np.int32),
+        np.zeros(count, bool),
     )
     return reward.score(rollout, fixed_batch(asked, 1, step=0)).scores
 

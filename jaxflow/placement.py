@@ -22,6 +22,9 @@ from jaxflow.types import UserError
 CRITICS = ("critic", "cost_critic")
 """Roles that learn values: of rewards, of costs. They have one config and one shape, and weights of their own."""
 
+VALIDATING = ("reward", "cost")
+"""Roles that also judge the rows of validation, of which there is any number."""
+
 ACCELERATORS = {
     "a100-40": "A100",
     "a100-80": "A100",
@@ -83,6 +86,7 @@ class PoolPlan:
     devices_per_host: int
     mesh: MeshSizes
     offload: tuple[str, ...] = ()  # roles whose frozen weights or optimizer state wait in host memory
+    generation_scoring: tuple[str, ...] = ()  # roles that score in the generation layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +111,14 @@ def mesh_sizes(mesh: MeshConfig) -> MeshSizes:
 def plan_pools(config: Config) -> dict[str, PoolPlan]:
     """Return the pools of a config that `check` accepts, by name."""
     return {
-        name: PoolPlan(pool.roles, pool.hosts, pool.devices_per_host, mesh_sizes(pool.mesh), pool.offload)
+        name: PoolPlan(
+            pool.roles,
+            pool.hosts,
+            pool.devices_per_host,
+            mesh_sizes(pool.mesh),
+            pool.offload,
+            pool.generation_scoring,
+        )
         for name, pool in config.cluster.pools.items()
     }
 

@@ -15,6 +15,7 @@ from jaxflow.checks.placement import (
     mesh_problems,
     offload_problems,
     row_problems,
+    scoring_layout_problems,
     sharding_problems,
 )
 from jaxflow.checks.rollout import rollout_problems
@@ -59,6 +60,7 @@ def check(config: Config, vocabulary_size: int | None, devices_available: int | 
         problems += adapter_problems(config)
         problems += sharding_problems(config, vocabulary_size)
         problems += row_problems(config)
+        problems += scoring_layout_problems(config)
         problems += token_problems(config)
         problems += rule_problems(config)
         problems += stage_problems(config)

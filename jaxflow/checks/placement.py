@@ -16,9 +16,11 @@ from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.placement import (
     ACCELERATORS,
     CRITICS,
+    VALIDATING,
     MeshSizes,
     generating_role,
     mesh_sizes,
+    role_adapters,
     roles_with_models,
     taught_judges,
 )
@@ -64,6 +66,37 @@ def offload_problems(config: Config) -> Iterator[str]:
                 yield f"{key} is not in the pool, which has: {', '.join(pool.roles)}; name roles of this pool"
             elif role not in holders:
                 yield f"{key} holds no weights that could wait in host memory; leave it out"
+
+
+def scoring_layout_problems(config: Config) -> Iterator[str]:
+    """Say which roles cannot score in the generation layout of their pool."""
+    parts, sequences = config.rollout.parts, sequences_per_step(config)
+    holders = [role for role in roles_with_models(config) if role != "generator"]
+    for name, pool in config.cluster.pools.items():
+        mesh = pool.mesh
+        for role in pool.generation_scoring:
+            key = f"cluster.pools.{name}.generation_scoring: {role!r}"
+            if role not in pool.roles or role not in holders:
+                yield f"{key} is no model of the pool; name some of: {', '.join(r for r in pool.roles if r in holders)}"
+            elif role in taught_judges(config) or role_adapters(config, role) is not None:
+                yield f"{key} is taught or has adapters: its weights do not move for a pass; leave it out"
+            elif pool.hosts > 1 and pool.devices_per_host % (mesh.tensor * mesh.pipe) != 0:
+                yield (
+                    f"{key}: the {mesh.tensor * mesh.pipe} devices of tensor × pipe span hosts of"
+                    f" {pool.devices_per_host}, whose rows would be others'; leave it out"
+                )
+            elif pool.hosts > 1 and role in VALIDATING:
+                yield (
+                    f"{key} also judges validation rows, which several hosts cut as in training; leave it out, or"
+                    " give the pool one host"
+                )
+            elif mesh.tensor % mesh.generation_tensor == 0:
+                replicas = mesh_sizes(mesh).generation_replicas
+                if sequences % (parts * replicas) != 0:
+                    yield (
+                        f"{key}: {sequences} sequences of a step in {parts} parts cannot be split over"
+                        f" {replicas} generation replicas of the pool; make it a multiple, or leave the role out"
+                    )
 
 
 def mesh_problems(config: Config, devices_available: int | None) -> Iterator[str]:

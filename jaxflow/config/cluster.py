@@ -31,6 +31,9 @@ class PoolConfig:
     # Of its roles, those that wait in host memory between their uses: a frozen model's weights, the optimizer state
     # of one that is trained.
     offload: tuple[str, ...] = ()
+    # Of its roles, those that score in the generation layout: frozen weights are held in it, those that are trained are
+    # moved there for the call. Worth it where stages or many tensor ranks make training's layout slow to score in.
+    generation_scoring: tuple[str, ...] = ()
     device: str = ""  # kind of its devices, as cluster.devices.kind names one; empty: that one
 
 

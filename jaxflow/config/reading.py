@@ -39,11 +39,20 @@ def pool(
     hosts: int = PoolConfig.hosts,
     devices_per_host: int = PoolConfig.devices_per_host,
     offload: Sequence[str] = PoolConfig.offload,
+    generation_scoring: Sequence[str] = PoolConfig.generation_scoring,
     device: str = PoolConfig.device,
     **mesh: int,
 ) -> config_dict.ConfigDict:
     """Return one pool for a config file: `config.cluster.pools = {"main": pool([...], 1, 4, data=2, tensor=2)}`."""
-    chosen = PoolConfig(tuple(roles), hosts, devices_per_host, MeshConfig(**mesh), tuple(offload), device)
+    chosen = PoolConfig(
+        tuple(roles),
+        hosts,
+        devices_per_host,
+        MeshConfig(**mesh),
+        tuple(offload),
+        tuple(generation_scoring),
+        device,
+    )
     return config_dict.ConfigDict(_default_tree(chosen))
 
 

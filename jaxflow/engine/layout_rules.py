@@ -40,6 +40,19 @@ class Parallelism:
         """Return d_g = p·t / (p_g·t_g), the generation replicas inside one training replica."""
         return self.pipe * self.tensor // (self.generation_pipe * self.generation_tensor)
 
+    @property
+    def generating(self) -> Parallelism:
+        """Return the generation layout as a layout of its own: t_g, p_g, and all else replicas."""
+        return Parallelism(
+            data=self.data * self.fsdp * self.micro_data,
+            fsdp=1,
+            tensor=self.generation_tensor,
+            generation_tensor=self.generation_tensor,
+            pipe=self.generation_pipe,
+            generation_pipe=self.generation_pipe,
+            expert=self.expert,
+        )
+
     def distance(self, other: Parallelism) -> float:
         """Return Σ |log2 ratio| over the sizes: the doublings and halvings between the two."""
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)

@@ -21,7 +21,15 @@ from jaxflow.mapping.model_size import model_size
 from jaxflow.models.adapters import Adapters
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.transformer import LanguageModel, ScalarModel, describe
-from jaxflow.placement import CRITICS, generating_role, holds_tokens_head, role_adapters, roles_with_models
+from jaxflow.placement import (
+    CRITICS,
+    VALIDATING,
+    generating_role,
+    holds_tokens_head,
+    role_adapters,
+    roles_with_models,
+    taught_judges,
+)
 from jaxflow.types import UserError
 
 _GREEDY_TOO = "remax"  # the algorithm whose baseline is a second, greedy response
@@ -66,6 +74,8 @@ def _load(config: Config, role: str, decoder: DecoderConfig) -> RoleLoad:
         microbatch_tokens=settings.microbatch_tokens_per_device if settings is not None else 0,
         adapters=_adapter_parameters(role, decoder, adapters) if adapters is not None else 0,
         base_bytes=_NUMBER_BYTES[adapters.base_dtype] if adapters is not None else JAXFLOW.weight_bytes,
+        stays=role in taught_judges(config) or adapters is not None,
+        validates=role in VALIDATING,
         borrows=role == "generator",
     )
 

@@ -85,17 +85,12 @@ def pools_of(mapping: Mapping, roles: Sequence[str], cluster: ClusterConfig) -> 
                 data=layout.data,
                 fsdp=layout.fsdp,
                 tensor=layout.tensor,
-                generation_tensor=_generation_tensor(placed.roles, placed.option.layouts),
+                generation_tensor=layout.generation_tensor,
                 pipe=layout.pipe,
                 expert=layout.expert,
             ),
             offload=placed.roles if placed.option.offload else (),
+            generation_scoring=placed.option.generation_scoring,
             device=kind.kind if kind is not cluster.devices else "",
         )
     return pools
-
-
-def _generation_tensor(roles: Sequence[str], layouts: Sequence) -> int:
-    """Return t_g of the pool's generating role; without one its weights never change layout, so t."""
-    of_roles = dict(zip(roles, layouts, strict=True))
-    return of_roles["actor"].generation_tensor if "actor" in of_roles else layouts[0].tensor

@@ -31,6 +31,7 @@ class SetOption:
     layouts: tuple[Parallelism, ...]  # of each role
     rows: int  # generated at once by each replica; 0 where no role of the set generates
     offload: bool
+    generation_scoring: tuple[str, ...]  # roles that score in the generation layout
     group: int  # of the cluster's device groups
 
     @property
@@ -55,24 +56,32 @@ class RoleCost:
     parked: float  # of these, what can wait in host memory: until it scores if it is frozen, until it learns if not
     scoring_work: float  # beyond what is at rest; 0 where it does not score
     training_work: float
+    generation_scoring: bool = False  # it scores in the layout's generation sizes
 
 
 @functools.lru_cache(maxsize=200_000)
-def role_cost(load: RoleLoad, layout: Parallelism, setting: Setting) -> RoleCost:
-    """Cost one role's scoring and training in one layout."""
+def role_cost(
+    load: RoleLoad, layout: Parallelism, setting: Setting, generation_scoring: bool = False
+) -> RoleCost:
+    """Cost one role's scoring and training in one layout; scoring in its generation sizes where that is asked for."""
     call = setting.engine.call_seconds
     scoring = training = 0.0
     scoring_work = training_work = 0.0
+    own = stages.CallLayouts(load, layout, generation_scoring)
     if load.scores > 0:
         calls = call * setting.workload.parts
-        scoring = load.scores * (stages.score_seconds(load, layout, setting).total + calls)
-        scoring_work = memory.scoring(load, layout, setting).total
+        scoring = load.scores * (own.score_seconds(setting).total + calls)
+        scoring_work = memory.scoring(load, own.scoring, setting).total
+        if own.moves:
+            scoring_work += memory.scoring_copy(load, layout, setting)
     if load.trained:
         training = stages.train_seconds(load, layout, setting).total + call
         training_work = memory.training(load, layout, setting).total
-    rest = memory.at_rest(load, layout, setting)
+    rest = memory.at_rest(load, own.resting, setting)
     waiting = memory.parked(load, rest)
-    return RoleCost(layout, scoring, training, rest.total, waiting, scoring_work, training_work)
+    return RoleCost(
+        layout, scoring, training, rest.total, waiting, scoring_work, training_work, generation_scoring
+    )
 
 
 @functools.lru_cache(maxsize=200_000)
@@ -91,21 +100,36 @@ def set_options(
     """Return the options of a set on exactly so many devices that no other one beats in every stage."""
     combine = _one_mesh if setting.engine.one_mesh_per_pool else _own_meshes
     kept: list[SetOption] = []
-    for costs, generator in combine(loads, devices, setting, freedom):
-        least = _least_stages(loads, costs, generator, setting)
-        if _beaten(least, kept):
+    for table, generator in combine(loads, devices, setting, freedom):
+        fastest = [min(costs, key=lambda cost: cost.preparation) for costs in table]
+        if _beaten(_least_stages(loads, fastest, generator, setting), kept):
             continue
-        here = cost_set(loads, costs, generator, setting, False, group)
-        roomy = here is not None and (
-            generator is None or here.rows == stages.replica_rows(generator, setting)
-        )
-        parted = None
-        if freedom.offload and not roomy:  # it takes time, and gains nothing but room
-            parted = cost_set(loads, costs, generator, setting, True, group)
-        for option in (here, parted):
-            if option is not None and not _beaten(option.figures, kept):
-                kept = [other for other in kept if not _beaten(other.figures, [option])] + [option]
+        for costs in _choices(table, freedom):
+            least = _least_stages(loads, costs, generator, setting)
+            if _beaten(least, kept):
+                continue
+            here = cost_set(loads, costs, generator, setting, False, group)
+            roomy = here is not None and (
+                generator is None or here.rows == stages.replica_rows(generator, setting)
+            )
+            parted = None
+            if freedom.offload and not roomy:  # it takes time, and gains nothing but room
+                parted = cost_set(loads, costs, generator, setting, True, group)
+            for option in (here, parted):
+                if option is not None and not _beaten(option.figures, kept):
+                    kept = [other for other in kept if not _beaten(other.figures, [option])] + [option]
     return undominated(kept)
+
+
+def _choices(table: Sequence[Sequence[RoleCost]], freedom: Freedom) -> list[tuple[RoleCost, ...]]:
+    """Return one cost of each role, without combinations that another one beats in everything."""
+    figures = functools.partial(_figures, offload=freedom.offload)
+    chosen: list[tuple[RoleCost, ...]] = [()]
+    for costs in table:
+        chosen = [(*some, cost) for some in chosen for cost in costs]
+        if len(costs) > 1:
+            chosen = _unbeaten(chosen, figures)
+    return chosen
 
 
 def _beaten(figures: Figures, by: Sequence[SetOption]) -> bool:
@@ -189,8 +213,11 @@ def cost_set(
             return None
     if kept > limit:
         return None
+    # What scores there settles the pool's generation sizes, where no role generates.
+    apart = next((cost.layout for cost in costs if cost.generation_scoring), None)
+    split = generator if setting.engine.one_mesh_per_pool and generator is not None else apart
     chosen = tuple(
-        generator if load.generations > 0 and generator is not None else cost.layout
+        generator if load.generations > 0 and generator is not None else split or cost.layout
         for load, cost in zip(loads, costs, strict=True)
     )
     vector = (generation, preparation, training)
@@ -201,6 +228,9 @@ def cost_set(
         layouts=chosen,
         rows=rows,
         offload=offload,
+        generation_scoring=tuple(
+            load.role for load, cost in zip(loads, costs, strict=True) if cost.generation_scoring
+        ),
         group=group,
     )
 
@@ -230,10 +260,34 @@ def _one_mesh(loads: Sequence[RoleLoad], devices: int, setting: Setting, freedom
     for layout in shared:
         costs = [role_cost(load, layout, setting) for load in loads]
         if not generators:
-            yield costs, None
+            yield [(cost,) for cost in costs], None
+            for split in generation_layouts(loads[0], layout, setting):
+                table = _with_scoring_apart(loads, costs, split, setting)
+                if any(len(options) > 1 for options in table):
+                    yield table, None
         for load in generators:
             for generator in generation_layouts(load, layout, setting):
-                yield costs, generator
+                yield _with_scoring_apart(loads, costs, generator, setting), generator
+
+
+def _with_scoring_apart(
+    loads: Sequence[RoleLoad], costs: Sequence[RoleCost], layout: Parallelism, setting: Setting
+) -> list[tuple[RoleCost, ...]]:
+    """Return each role's cost, and where it scores faster in the layout's generation sizes that one too."""
+    return [
+        (cost, *_scoring_apart(load, layout, setting, cost.preparation))
+        for load, cost in zip(loads, costs, strict=True)
+    ]
+
+
+@functools.lru_cache(maxsize=200_000)
+def _scoring_apart(
+    load: RoleLoad, layout: Parallelism, setting: Setting, preparation: float
+) -> tuple[RoleCost, ...]:
+    if not stages.may_score_generating(load, layout, setting):
+        return ()
+    apart = role_cost(load, layout, setting, True)
+    return (apart,) if apart.preparation < preparation else ()
 
 
 def _own_meshes(loads: Sequence[RoleLoad], devices: int, setting: Setting, freedom: Freedom):
@@ -253,13 +307,13 @@ def _own_meshes(loads: Sequence[RoleLoad], devices: int, setting: Setting, freed
             chosen = _unbeaten([(*some, cost) for some in chosen for (cost,) in table], figures)
     generators = [load for load in loads if load.generations > 0]
     if not generators:
-        yield from ((costs, None) for costs in chosen)
+        yield from (([(cost,) for cost in costs], None) for costs in chosen)
         return
     (load,) = generators
     position = loads.index(load)
     for own, generator in _generating(load, devices, setting, freedom):
         for costs in chosen:
-            yield (*costs[:position], own, *costs[position:]), generator
+            yield [(cost,) for cost in (*costs[:position], own, *costs[position:])], generator
 
 
 def _figures(costs: Sequence[RoleCost], offload: bool) -> tuple[float, ...]:

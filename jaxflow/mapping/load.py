@@ -22,6 +22,10 @@ class RoleLoad:
     microbatch_tokens: int  # of one forward/backward pass of one replica
     adapters: int = 0  # parameters that learn beside weights that do not; 0: the weights themselves learn
     base_bytes: int = 4  # per parameter, of weights beside adapters
+    stays: bool = False  # it scores in the layout of training alone
+    validates: bool = (
+        False  # it also scores rows of validation, which pools of several hosts cut as in training
+    )
     borrows: bool = False  # it keeps no weights: those that it generates with come from another pool
 
     @property

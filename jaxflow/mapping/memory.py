@@ -105,6 +105,12 @@ def scoring(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtWork:
     return AtWork(activations=block + gathered + _LOGIT_CHUNK_BYTES)
 
 
+def scoring_copy(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
+    """Return a trained role's weights as they score in the generation layout, beside those at rest."""
+    ways = layout.generation_tensor * layout.generation_pipe
+    return setting.engine.weight_bytes * load.model.share(ways, layout.expert)
+
+
 def gradient_bytes(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
     """Return one set of gradients."""
     ways = layout.tensor * layout.pipe * layout.fsdp

@@ -16,7 +16,7 @@ from jaxflow.mapping.colocated import room
 from jaxflow.mapping.cost import Seconds
 from jaxflow.mapping.load import RoleLoad
 from jaxflow.mapping.memory import AtRest, AtWork
-from jaxflow.mapping.stages import Setting
+from jaxflow.mapping.stages import CallLayouts, Setting
 from jaxflow.types import Span
 
 _SCORING_STAGES = {"actor": "old_log_prob", "reference": "ref", "critic": "values"}
@@ -70,6 +70,7 @@ class PlannedPool:
     devices_per_host: int
     mesh: MeshConfig
     offload: tuple[str, ...]  # roles of which something waits in host memory
+    generation_scoring: tuple[str, ...]  # roles that score in the generation layout
     models: tuple[PlannedRole, ...]
     phases: tuple[PhaseBytes, ...]
     calls: tuple[PlannedCall, ...]
@@ -149,6 +150,7 @@ def _planned_pool(name: str, pool: PoolConfig, loads: Sequence[RoleLoad], settin
     layout = parallelism(pool.mesh)
     rows = min(stages.replica_rows(layout, setting), setting.workload.most_rows)
     generates = any(load.generations > 0 for load in loads)
+    own = [CallLayouts(load, layout, load.role in pool.generation_scoring) for load in loads]
     return PlannedPool(
         name=name,
         roles=pool.roles,
@@ -159,33 +161,40 @@ def _planned_pool(name: str, pool: PoolConfig, loads: Sequence[RoleLoad], settin
         devices_per_host=pool.devices_per_host,
         mesh=pool.mesh,
         offload=pool.offload,
+        generation_scoring=pool.generation_scoring,
         models=tuple(
-            PlannedRole(load.role, load.model.parameters, memory.at_rest(load, layout, setting))
-            for load in loads
+            PlannedRole(
+                one.load.role, one.load.model.parameters, memory.at_rest(one.load, one.resting, setting)
+            )
+            for one in own
         ),
-        phases=tuple(phases(loads, layout, setting, rows, pool.offload)),
-        calls=tuple(calls(loads, layout, setting, rows, pool.offload)),
+        phases=tuple(phases(own, layout, setting, rows, pool.offload)),
+        calls=tuple(calls(own, layout, setting, rows, pool.offload)),
         rows=rows if generates else 0,
     )
 
 
-def _parked(
-    loads: Sequence[RoleLoad], layout: Parallelism, setting: Setting, offload: Sequence[str]
-) -> dict[str, float]:
+def _parked(layouts: Sequence[CallLayouts], setting: Setting, offload: Sequence[str]) -> dict[str, float]:
     """Return what of each role waits in host memory."""
-    resting = {load.role: memory.at_rest(load, layout, setting) for load in loads}
+    resting = {one.load.role: memory.at_rest(one.load, one.resting, setting) for one in layouts}
     return {
-        load.role: memory.parked(load, resting[load.role]) if load.role in offload else 0.0 for load in loads
+        one.load.role: memory.parked(one.load, resting[one.load.role]) if one.load.role in offload else 0.0
+        for one in layouts
     }
 
 
 def phases(
-    loads: Sequence[RoleLoad], layout: Parallelism, setting: Setting, rows: int, offload: Sequence[str]
+    layouts: Sequence[CallLayouts],
+    layout: Parallelism,
+    setting: Setting,
+    rows: int,
+    offload: Sequence[str],
 ) -> Iterator[PhaseBytes]:
     """Yield what each phase of a pool's roles takes on each device."""
-    parked = _parked(loads, layout, setting, offload)
-    rest = sum(memory.at_rest(load, layout, setting).total for load in loads) - sum(parked.values())
+    parked = _parked(layouts, setting, offload)
+    rest = sum(memory.at_rest(one.load, one.resting, setting).total for one in layouts) - sum(parked.values())
     held = 0.0
+    loads = [one.load for one in layouts]
     for load in loads:
         if load.generations > 0:
             held = memory.rollout_weights(load, layout, setting)
@@ -194,10 +203,12 @@ def phases(
                 load.role, "generation", rest, 0.0, memory.generation(load, layout, setting, rows)
             )
     held = 0.0 if setting.engine.rollout_offloaded else held
-    for load in loads:
+    for one in layouts:
+        load = one.load
         if load.scores > 0:
             here = rest + (0.0 if load.trained else parked[load.role])
-            yield PhaseBytes(load.role, "scoring", here, held, memory.scoring(load, layout, setting))
+            here += memory.scoring_copy(load, layout, setting) if one.moves else 0.0
+            yield PhaseBytes(load.role, "scoring", here, held, memory.scoring(load, one.scoring, setting))
     for load in loads:
         if load.trained:
             waiting = 0.0 if load.generations > 0 else held
@@ -206,21 +217,27 @@ def phases(
 
 
 def calls(
-    loads: Sequence[RoleLoad], layout: Parallelism, setting: Setting, rows: int, offload: Sequence[str]
+    layouts: Sequence[CallLayouts],
+    layout: Parallelism,
+    setting: Setting,
+    rows: int,
+    offload: Sequence[str],
 ) -> Iterator[PlannedCall]:
     """Yield the calls of a pool's roles in the order of a step; a critic learns before the policy."""
     controller = Seconds(host=setting.engine.call_seconds)
     in_parts = controller.times(setting.workload.parts)
-    parked = _parked(loads, layout, setting, offload)
+    parked = _parked(layouts, setting, offload)
+    loads = [one.load for one in layouts]
     for load in loads:
         if load.generations > 0:
             switch = stages.transition_seconds(load, layout, setting)
             yield PlannedCall(load.role, "transition", 0, switch)
             made = stages.generate_seconds(load, layout, setting, rows)
             yield PlannedCall(load.role, "gen", 0, made + in_parts)
-    for load in loads:
+    for one in layouts:
+        load = one.load
         if load.scores > 0:
-            once = stages.score_seconds(load, layout, setting) + in_parts
+            once = one.score_seconds(setting) + in_parts
             stage = _SCORING_STAGES.get(load.role, load.role)
             fetched = Seconds() if load.trained else cost.host_move(parked[load.role], setting.device)
             yield PlannedCall(load.role, stage, 1, once.times(load.scores) + fetched)

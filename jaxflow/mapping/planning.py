@@ -100,6 +100,7 @@ def _whole_group(problem: Problem, index: int) -> list[Mapping]:
                         layouts=(generator,) * len(problem.loads),
                         rows=1,
                         offload=False,
+                        generation_scoring=(),
                         group=index,
                     )
                     placed = PlacedSet(tuple(one.role for one in problem.loads), option, devices)

@@ -69,6 +69,8 @@ def _pool_lines(pool: PlannedPool) -> Iterator[str]:
             f"  generation  {replicas} replicas × tensor {mesh.generation_tensor}, {pool.rows} sequences of each at"
             " a time"
         )
+    if pool.generation_scoring:
+        yield f"  scoring     in the generation layout: {', '.join(pool.generation_scoring)}"
     for model in pool.models:
         rest = model.rest
         kept = [f"{readable_bytes(int(rest.weights))} weights"]
@@ -145,6 +147,8 @@ def describe_mapping(mapping: Mapping) -> str:
         generating = [one.generation_tensor for one in placed.option.layouts if placed.option.rows > 0][:1]
         sizes += "".join(f" t_g{size}" for size in generating)
         sizes += ", offload" if placed.option.offload else ""
+        apart = placed.option.generation_scoring
+        sizes += f", {' and '.join(apart)} scored as generated" if apart else ""
         idle = placed.allocated - placed.option.devices
         spare = f", {idle} idle" if idle > 0 else ""
         pools.append(f"{{{', '.join(placed.roles)}}} {placed.option.devices} ({sizes}{spare})")

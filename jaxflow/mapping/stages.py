@@ -172,6 +172,63 @@ def replica_rows(layout: Parallelism, setting: Setting) -> int:
     return math.ceil(setting.workload.part_sequences / (layout.replicas * layout.micro_data))
 
 
+def scoring_switch_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seconds:
+    """Return the time in which a trained role's weights move to the generation layout for a pass."""
+    size = setting.engine.weight_bytes * load.model.share(1, layout.expert)
+    return cost.transition(
+        size,
+        layout.tensor * layout.pipe * layout.fsdp,
+        layout.generation_tensor * layout.generation_pipe,
+        setting.devices_per_host,
+        setting.device,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CallLayouts:
+    """In which layout a role does what, on a pool of this one."""
+
+    load: RoleLoad
+    pool: Parallelism
+    generation_scoring: bool  # frozen weights are held in the generation layout; others move there for a pass
+
+    @property
+    def scoring(self) -> Parallelism:
+        """Return the layout of a scoring pass."""
+        return self.pool.generating if self.generation_scoring else self.pool
+
+    @property
+    def resting(self) -> Parallelism:
+        """Return the layout in which the weights are kept."""
+        return self.pool if self.load.trained else self.scoring
+
+    @property
+    def moves(self) -> bool:
+        """Return whether weights move for a scoring pass."""
+        return self.generation_scoring and self.load.trained
+
+    def score_seconds(self, setting: Setting) -> Seconds:
+        """Return one forward pass over the step's sequences, and what moves for each part of it."""
+        taken = score_seconds(self.load, self.scoring, setting)
+        if self.moves:
+            switch = scoring_switch_seconds(self.load, self.pool, setting)
+            taken += switch.times(setting.workload.parts)
+        return taken
+
+
+def may_score_generating(load: RoleLoad, layout: Parallelism, setting: Setting) -> bool:
+    """Return whether a role can score in the generation layout, and that differs from training's."""
+    if load.stays or load.scores == 0 or load.borrows:
+        return False
+    ways = layout.tensor * layout.pipe
+    on_one_host = layout.devices <= setting.devices_per_host
+    rows_stay = on_one_host or (setting.devices_per_host % ways == 0 and not load.validates)
+    replicas = layout.generating.replicas
+    divides = setting.workload.sequences % (setting.workload.parts * replicas) == 0
+    differs = layout.generation_tensor * layout.generation_pipe < ways * layout.fsdp
+    return differs and rows_stay and divides
+
+
 def prefills(rows: int, workload: Workload) -> tuple[int, int]:
     """Return in how many passes the prompts of a replica's rows are prepared, and how many prompts each pass has."""
     prompts = math.ceil(rows / workload.samples_per_prompt)

@@ -80,7 +80,11 @@ class Host:
     def place(self, role: str) -> CallRecord:
         """Build a role here."""
         started = now()
-        place = dataclasses.replace(self._place, offload=role in self._pool.offload)
+        place = dataclasses.replace(
+            self._place,
+            offload=role in self._pool.offload,
+            generation_scoring=role in self._pool.generation_scoring,
+        )
         with self._reporting(role, "place"):
             self._roles[role] = role_class(self._config, role)(self._config, self._derived, place)
         return CallRecord(Span(self._pool.name, role, "place", started, now() - started, 0, 0), ())

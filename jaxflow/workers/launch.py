@@ -140,6 +140,7 @@ def resource_pools(config: Config, derived: Derived) -> list[ResourcePool]:
             roles=plan.roles,
             compilation_cache=folders.get(cache, cache),
             offload=plan.offload,
+            generation_scoring=plan.generation_scoring,
             accelerator=claimed[name],
         )
         for name, plan in derived.pools.items()

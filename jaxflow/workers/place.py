@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from jax.sharding import Mesh
 
 from jaxflow.engine.offload import Moved
+from jaxflow.engine.sharding import Layout, generation_layout, training_layout
+from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.types import OFFLOAD_SPAN
 
 
@@ -29,7 +31,14 @@ class Place:
 
     mesh: Mesh
     offload: bool = False  # what the role does not use at the moment waits in host memory
+    generation_scoring: bool = False  # it scores in the generation layout
     inner: list[Inner] = dataclasses.field(default_factory=list)
+
+    def scoring_layout(self, model: DecoderConfig) -> Layout:
+        """Return the layout in which the role scores."""
+        if self.generation_scoring:
+            return generation_layout(self.mesh, model)
+        return training_layout(self.mesh, model)
 
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[Inner]:

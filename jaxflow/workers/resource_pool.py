@@ -26,6 +26,7 @@ class ResourcePool:
     roles: tuple[str, ...]
     compilation_cache: str  # folder of compiled programs; empty: off
     offload: tuple[str, ...] = ()  # roles that wait in host memory between their uses
+    generation_scoring: tuple[str, ...] = ()  # roles that score in the generation layout
     accelerator: str = ""  # what Ray calls the devices that its hosts must have; empty: any will do
 
     @property

@@ -98,7 +98,7 @@ class RewardModel(Reward):
         super().__init__(config, derived, place)
         decoder = self._decoder(derived)
         self._model = describe(decoder, ScalarModel)
-        self._layout = training_layout(place.mesh, decoder)
+        self._layout = place.scoring_layout(decoder)
         budget = config.rollout.score_microbatch_tokens_per_device
         self._scorer = Scorer(self._model, self._layout, budget, 1.0)
         self._place, self._weights = place, Frozen({}, False)

@@ -100,7 +100,8 @@ class Actor(Saved):
             _ACTOR_WEIGHTS,
             place,
         )
-        self._scorer = Scorer(model, training, rollout.score_microbatch_tokens_per_device, temperature)
+        self._scoring = place.scoring_layout(model.config)
+        self._scorer = Scorer(model, self._scoring, rollout.score_microbatch_tokens_per_device, temperature)
         self._sampler = Sampler(config, model.base, self._generation)
         self._outgoing = Outgoing(model.base, training.weights(model.base.names), rollout.dtype)
         self._leaving: Params | None = None
@@ -178,7 +179,11 @@ class Actor(Saved):
             return TokenLogProbs(sampled, np.zeros_like(sampled))
         reference = self._trained.reference if self._config.algorithm.kl.exact_in_rewards else None
         return self._scorer.log_probs(
-            self._trained.params, rollout.tokens, rollout.lengths, rollout.response_mask, reference
+            self._trained.params_in(self._scoring),
+            rollout.tokens,
+            rollout.lengths,
+            rollout.response_mask,
+            reference,
         )
 
     @exposed("update_actor", THREE_D_PROTO, replicated=True)
@@ -270,7 +275,8 @@ class Critic(Saved):
             self._weights,
             place,
         )
-        self._scorer = Scorer(model, layout, config.rollout.score_microbatch_tokens_per_device, 1.0)
+        self._scoring = place.scoring_layout(model.config)
+        self._scorer = Scorer(model, self._scoring, config.rollout.score_microbatch_tokens_per_device, 1.0)
 
     @exposed("load", ONE_TO_ALL)
     def create(self) -> None:
@@ -286,7 +292,7 @@ class Critic(Saved):
     def values(self, rollout: Rollout) -> np.ndarray:
         """Estimate V_t before each response token, [B, T]."""
         return self._scorer.values(
-            self._trained.params, rollout.tokens, rollout.lengths, rollout.response_mask
+            self._trained.params_in(self._scoring), rollout.tokens, rollout.lengths, rollout.response_mask
         )
 
     @exposed("update_critic", THREE_D_PROTO, replicated=True)
@@ -318,7 +324,7 @@ class Reference:
 
     def __init__(self, config: Config, derived: Derived, place: Place):
         self._model = describe(derived.actor_model, LanguageModel)
-        self._layout = training_layout(place.mesh, derived.actor_model)
+        self._layout = place.scoring_layout(derived.actor_model)
         budget = config.rollout.score_microbatch_tokens_per_device
         self._scorer = Scorer(self._model, self._layout, budget, _log_prob_temperature(config))
         self._place, self._weights = place, Frozen({}, False)

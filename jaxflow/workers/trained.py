@@ -27,6 +27,7 @@ from jaxflow.engine.state import (
     with_adapters,
 )
 from jaxflow.engine.train import Auxiliary, Loss, Trainer, TrainingBatch
+from jaxflow.engine.transition import transition
 from jaxflow.models.transformer import Model, Params
 from jaxflow.models.weights_in import ReadReport
 from jaxflow.types import UserError
@@ -76,6 +77,12 @@ class TrainedModel:
     def params(self) -> Params:
         """Return the float32 masters, beside adapters with the weights that stay as they are."""
         return self._existing_state().params
+
+    def params_in(self, layout: Layout) -> Params:
+        """Return the float32 masters in a layout: as they are in their own, a copy in another."""
+        if layout == self._layout:
+            return self.params
+        return transition(self.params, layout.weights(self._model.names), "float32")[0]
 
     @property
     def updates(self) -> int:

@@ -281,3 +281,28 @@ def test_a_kind_that_no_host_can_be_told_by_is_refused_where_pools_differ():
     (rest,) = problems(split_config(**unnamed, cluster__pools__judges__device="l40s"), devices=None)
     assert rest.startswith("cluster.devices.kind = '': pools that name no device of their own")
     check(split_config(cluster__pools__judges__device="l40"), 100, None)  # simulated devices are all alike
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"main__generation_scoring": ["critic"]},
+            "'critic' is no model of the pool; name some of: actor, reference",
+        ),
+        (
+            {"main__generation_scoring": ["actor"], "main__mesh__pipe": 2},
+            "the 8 devices of tensor × pipe span hosts",
+        ),
+        ({"judges__generation_scoring": ["reward"], "judges__hosts": 3}, "also judges validation rows"),
+    ],
+)
+def test_roles_score_in_the_generation_layout_where_their_rows_stay(changes, said):
+    asked = {f"cluster__pools__{key}": value for key, value in changes.items()}
+    if "main__mesh__pipe" in changes:
+        asked["cluster__pools__main__mesh__data"] = 1
+    if "judges__hosts" in changes:
+        asked |= {"cluster__pools__judges__devices_per_host": 1, **MODEL_REWARD}
+    found = problems(split_config(**asked))
+    assert any(said in problem for problem in found), found
+    check(config(cluster__pools__main__generation_scoring=["actor", "critic", "reference"]), 100, None)

@@ -17,8 +17,9 @@ def splits(devices):
                     yield Parallelism(d, f, t, t_g, p, p_g, x)
 
 
-def allowed(load, layout, devices, setting):
-    """Return whether the engine can hold the model so and split its rows so."""
+def allowed(load, layout, devices, setting, uses_generation):
+    """Return whether the engine can hold the model so and split its rows so, in generation's sizes too where it uses
+    them."""
     model, workload = load.model.decoder, setting.workload
     if layout_problems(layout, devices, model) or (
         model.kv_heads % layout.tensor != 0 and layout.tensor % model.kv_heads != 0
@@ -29,13 +30,14 @@ def allowed(load, layout, devices, setting):
     if layout.tensor > setting.devices_per_host:
         return False
     pipes = layout.pipe if setting.engine.generation_pipes else 1
-    if load.generations == 0 and (layout.generation_tensor, layout.generation_pipe) != (layout.tensor, pipes):
+    own_sizes = (layout.generation_tensor, layout.generation_pipe) == (layout.tensor, pipes)
+    if not setting.engine.one_mesh_per_pool and load.generations == 0 and not own_sizes:
         return False
     replicas = layout.data * layout.fsdp * layout.expert
     if not setting.engine.rows_divide:
         rows = load.minibatch_sequences if load.trained else workload.sequences / workload.parts
         return replicas <= rows
-    generating = replicas * layout.micro_data if load.generations > 0 else 1
+    generating = replicas * layout.micro_data if uses_generation else 1
     return all(
         rows % ways == 0
         for rows, ways in (
@@ -46,11 +48,15 @@ def allowed(load, layout, devices, setting):
     )
 
 
-def stage_seconds(loads, chosen, setting, offload=False):
+def stage_seconds(loads, chosen, setting, apart, offload=False):
     """Return what a set takes in these layouts: the switch, generation, preparation and training; None where a phase
-    does not fit."""
+    does not fit. Of `apart` each role scores in the layout's generation sizes."""
     limit = setting.device.memory_bytes * setting.engine.memory_share
-    resting = [memory.at_rest(load, one, setting) for load, one in zip(loads, chosen, strict=True)]
+    scoring = [one.generating if load in apart else one for load, one in zip(loads, chosen, strict=True)]
+    resting = [
+        memory.at_rest(load, one if load.trained else scored, setting)
+        for load, one, scored in zip(loads, chosen, scoring, strict=True)
+    ]
     waiting = [
         0.0 if not offload else kept.optimizer if load.trained else kept.weights
         for load, kept in zip(loads, resting, strict=True)
@@ -75,12 +81,16 @@ def stage_seconds(loads, chosen, setting, offload=False):
             generation += parts * call
             switch += stages.transition_seconds(load, one, setting).total
             held = 0.0 if setting.engine.rollout_offloaded else memory.rollout_weights(load, one, setting)
-    for load, one, away in zip(loads, chosen, waiting, strict=True):
+    for load, one, scored, away in zip(loads, chosen, scoring, waiting, strict=True):
         if load.scores > 0:
             preparation += away / setting.device.host_bandwidth * (not load.trained)
-            preparation += load.scores * (stages.score_seconds(load, one, setting).total + parts * call)
+            once = stages.score_seconds(load, scored, setting).total + parts * call
             fetched = 0.0 if load.trained else away
-            if rest + held + fetched + memory.scoring(load, one, setting).total > limit:
+            if load in apart and load.trained:
+                once += parts * stages.scoring_switch_seconds(load, one, setting).total
+                fetched += memory.scoring_copy(load, one, setting)
+            preparation += load.scores * once
+            if rest + held + fetched + memory.scoring(load, scored, setting).total > limit:
                 return None
         if load.trained:
             training += 2 * away / setting.device.host_bandwidth
@@ -108,15 +118,32 @@ def step_seconds(vectors, parts):
 
 def of_set(loads, devices, setting, may_offload):
     """Yield the stages of a set in every choice of layouts."""
-    tables = [[s for s in splits(devices) if allowed(load, s, devices, setting)] for load in loads]
-    for chosen in itertools.product(*tables):
-        meshes = {(one.data, one.fsdp, one.expert, one.tensor, one.pipe) for one in chosen}
-        if setting.engine.one_mesh_per_pool and len(meshes) > 1:
-            continue
+    for chosen, apart in choices(loads, devices, setting):
         for offload in (False, True) if may_offload else (False,):
-            stages_of_it = stage_seconds(loads, chosen, setting, offload)
+            stages_of_it = stage_seconds(loads, chosen, setting, apart, offload)
             if stages_of_it is not None:
                 yield stages_of_it
+
+
+def choices(loads, devices, setting):
+    """Yield every layout of each role, and which of them score in generation's sizes: of one mesh, or of their own."""
+    if not setting.engine.one_mesh_per_pool:
+        tables = [
+            [s for s in splits(devices) if allowed(load, s, devices, setting, load.generations > 0)]
+            for load in loads
+        ]
+        yield from ((chosen, ()) for chosen in itertools.product(*tables))
+        return
+    for split in splits(devices):
+        for count in range(len(loads) + 1):
+            for apart in itertools.combinations(loads, count):
+                uses = [load.generations > 0 or load in apart for load in loads]
+                scores = all(load.scores > 0 for load in apart)
+                if scores and all(
+                    allowed(load, split, devices, setting, used)
+                    for load, used in zip(loads, uses, strict=True)
+                ):
+                    yield (split,) * len(loads), apart
 
 
 def best_seconds(problem):

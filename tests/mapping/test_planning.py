@@ -185,7 +185,7 @@ def test_devices_of_no_kind_are_asked_for():
 
 def pool(name: str, *calls: PlannedCall) -> PlannedPool:
     mesh = split_config().cluster.pools["main"].mesh
-    return PlannedPool(name, (), "h100", 80e9, 72e9, 1, 1, mesh, (), (), (), calls, 0)
+    return PlannedPool(name, (), "h100", 80e9, 72e9, 1, 1, mesh, (), (), (), (), calls, 0)
 
 
 def call(stage: str, part: int, seconds: float) -> PlannedCall:

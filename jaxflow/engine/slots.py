@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +112,11 @@ class SlotPrograms:
         self._chunk_steps = chunk_steps
         by_row, caches = layout.sharding(("batch",)), cache_sharding(layout)
         slots = Slots(by_row, caches)
-        self._layers = jax.jit(model.layer_weights, out_shardings=layout.weights(model.layer_names))
+        self._platform = layout.mesh.devices.flat[0].platform
+        turned = self._platform == "cpu"  # GPUs multiply either way alike
+        self._layer_weights = functools.partial(model.layer_weights, turned=turned)
+        self._layer_shardings = layout.weights(model.layer_names(turned))
+        self._layers = jax.jit(self._layer_weights, out_shardings=self._layer_shardings)
         self._no_prompts = jax.jit(self._empty, static_argnums=(0, 1), out_shardings=caches)
         self._no_slots = jax.jit(self._idle, static_argnums=(0, 1), out_shardings=slots)
         self._moved_pair = jax.jit(self._moved, static_argnums=(2,), out_shardings=caches)
@@ -217,7 +222,7 @@ class SlotPrograms:
         self, params: Params, layers: LayerWeights, prepared: Cache, tokens: Array, places: Array
     ) -> Cache:
         module = self._model.bind(params)
-        around = self._around(attention.keeping(self._layout.mesh.devices.flat[0].platform))
+        around = self._around(attention.keeping(self._platform))
         columns = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         nothing = (None,) * self._model.config.layers
         _, cache = module.backbone.with_carry(tokens, columns, nothing, layers, around)
@@ -281,7 +286,7 @@ class SlotPrograms:
                 now.positions[:, None],
                 slots.cache,
                 layers,
-                self._around(attention.one_token(now.positions)),
+                self._around(attention.one_token(self._platform, now.positions)),
             )
             positions = now.positions + 1
             token, *log_probs = sample(module.logits(hidden[:, 0]), keys, positions, now.drawn, sampling)
@@ -307,8 +312,8 @@ class SlotPrograms:
         layout, model = self._layout, self._model
         wanted = jax.tree.map(lambda leaf: leaf.update(dtype=self._dtype), model.shapes)
         params = abstract_arrays(wanted, layout.weights(model.names))
-        layers = jax.eval_shape(model.layer_weights, params)
-        return params, abstract_arrays(layers, layout.weights(model.layer_names))
+        layers = jax.eval_shape(self._layer_weights, params)
+        return params, abstract_arrays(layers, self._layer_shardings)
 
     def _numbers(self, *shape: int) -> jax.ShapeDtypeStruct:
         names = ("batch", None)[: len(shape)]

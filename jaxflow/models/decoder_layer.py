@@ -15,7 +15,15 @@ from jaxtyping import Array, Bool, Float
 from jaxflow.models.adapters import ATTENTION_TARGETS, MLP_TARGETS, Adapter, Adapters, adapters_beside
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.experts import ExpertWeights, Routing
-from jaxflow.models.layers import AttentionRule, RMSNorm, Surroundings, named_weight, project, random_weight
+from jaxflow.models.layers import (
+    AttentionRule,
+    RMSNorm,
+    Surroundings,
+    Turned,
+    named_weight,
+    project,
+    random_weight,
+)
 from jaxflow.models.rotary import Angles, rotate
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
@@ -32,9 +40,11 @@ class Place:
     local: bool | Bool[Array, ""]  # whether it sees its sliding window only
 
 
-def _projected(x: Float[Array, "*B D"], weight: Float[Array, "D *F"], adapter: Adapter | None):
-    """Return the product with a weight and what its adapter adds."""
-    product = project(x, weight)
+def _projected(
+    x: Float[Array, "*B D"], weight: Float[Array, "*D *F"] | Turned, adapter: Adapter | None, summed: int = 1
+):
+    """Return the product with a weight, over its first `summed` dimensions, and what its adapter adds."""
+    product = project(x, weight, summed)
     return product if adapter is None else product + adapter(x)
 
 
@@ -98,10 +108,8 @@ class Attention(nnx.Module):
         )
         if config.head_padding > 0:
             mixed = mixed * _real_heads(config)[:, None].astype(mixed.dtype)
-        n, h, d = self.output.shape
-        output = self.output.get_value().reshape(n * h, d)
-        mixed = mixed.reshape(*mixed.shape[:-2], n * h)
-        return _projected(mixed, output, self.output_adapter), carry
+        mixed = mixed.reshape(*mixed.shape[:-2], -1)
+        return _projected(mixed, self.output.get_value(), self.output_adapter, summed=2), carry
 
 
 def _real_heads(config: DecoderConfig) -> Float[Array, "N'"]:

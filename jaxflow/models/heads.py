@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxflow.models.decoder_config import DecoderConfig
-from jaxflow.models.layers import named_weight
+from jaxflow.models.layers import named_weight, turned_product
 
 PADDING_LOGIT = (
     -1e30
@@ -26,8 +26,12 @@ class TokenHead(nnx.Module):
         self.config = config
 
     def __call__(self, hidden: Float[Array, "*B D"], table: Float[Array, "V D"]) -> Float[Array, "*B V"]:
-        matrix = table.T if self.config.tied_embeddings else self.matrix.get_value()
-        logits = jnp.matmul(hidden, matrix.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        if self.config.tied_embeddings:
+            flat = turned_product(hidden.reshape(-1, hidden.shape[-1]), table.astype(hidden.dtype))
+            logits = flat.reshape(*hidden.shape[:-1], -1)
+        else:
+            matrix = self.matrix.get_value().astype(hidden.dtype)
+            logits = jnp.matmul(hidden, matrix, preferred_element_type=jnp.float32)
         if self.config.logit_softcap > 0.0:
             logits = self.config.logit_softcap * jnp.tanh(logits / self.config.logit_softcap)
         real = jnp.arange(logits.shape[-1]) < self.config.vocabulary_size

@@ -7,6 +7,7 @@ handed in (`Surroundings`). Weights carry logical axis names; tables elsewhere s
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,14 +76,55 @@ def random_weight(
     return named_weight(scale * jax.random.normal(rngs.params(), tuple(shape), jnp.float32), names)
 
 
-def project(x: Float[Array, "*B D"], weight: Float[Array, "D *F"]) -> Float[Array, "*B *F"]:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Turned:
+    """A weight whose results are its rows, as products with few activations like it on a CPU (`turned_product`)."""
+
+    matrix: Float[
+        Array, "F D"
+    ]  # what is summed over is the second dimension, whatever the weight's own shape
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # of the weight
+    summed: int = dataclasses.field(metadata={"static": True})  # its first dimensions, those summed over
+
+
+def turn(weight: Float[Array, "*D *F"], summed: int) -> Turned:
+    """Return a weight turned, of which the first dimensions are summed over."""
+    size = math.prod(weight.shape[:summed])
+    return Turned(weight.reshape(size, -1).T, weight.shape, summed)
+
+
+_FEW_ROWS = 128
+
+
+def turned_product(x: Float[Array, "B D"], matrix: Float[Array, "F D"]) -> Float[Array, "B F"]:
+    """Return x · matrixᵀ in float32 or the dtype of x, if that is wider.
+
+    Of few rows it is taken as (matrix · xᵀ)ᵀ: XLA's products on CPU repack their right side for each call, which
+    with 16 rows costs as much again as the arithmetic where that side is the weight.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    sides, contracted = (x, matrix), (((1,), (1,)), ((), ()))
+    if x.shape[0] > _FEW_ROWS:
+        return jax.lax.dot_general(*sides, contracted, preferred_element_type=wide)
+    return jax.lax.dot_general(*reversed(sides), contracted, preferred_element_type=wide).T
+
+
+def project(
+    x: Float[Array, "*B D"], weight: Float[Array, "D *F"] | Turned, summed: int = 1
+) -> Float[Array, "*B *F"]:
     """Multiply by a weight in the activation's dtype, as one two-dimensional product.
 
-    With positions flattened the weight's gradient contracts a single dimension. Contracting rows and positions
-    apart, XLA would transpose the activations first, at several times the product's own cost on CPU.
+    D are the weight's first `summed` dimensions as one. With positions flattened the weight's gradient contracts a
+    single dimension. Contracting rows and positions apart, XLA would transpose the activations first, at several
+    times the product's own cost on CPU.
     """
-    flat = x.reshape(-1, x.shape[-1]) @ weight.reshape(weight.shape[0], -1).astype(x.dtype)
-    return flat.reshape(*x.shape[:-1], *weight.shape[1:])
+    rows = x.reshape(-1, x.shape[-1])
+    if isinstance(weight, Turned):
+        flat = turned_product(rows, weight.matrix.astype(x.dtype)).astype(x.dtype)
+    else:
+        flat = rows @ weight.reshape(x.shape[-1], -1).astype(x.dtype)
+    return flat.reshape(*x.shape[:-1], *weight.shape[summed:])
 
 
 class RMSNorm(nnx.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,13 +21,16 @@ from jaxflow.models.adapters import Adapters, is_adapter, join, select
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.decoder_layer import DecoderLayer, Place
 from jaxflow.models.heads import ScalarHead, TokenHead
-from jaxflow.models.layers import RMSNorm, Surroundings, named_weight
+from jaxflow.models.layers import RMSNorm, Surroundings, Turned, named_weight, turn
 from jaxflow.models.rotary import Angles, frequencies, rotary_angles, scaled_frequencies
 
 Params = Mapping[str, Any]
 """Weights: a nested dict of arrays, `backbone` and `head` at the top, layers stacked on a leading axis L."""
 
 LayerWeights = Sequence[Mapping[str, Any]]
+# The matrices of a layer, and how many dimensions their products sum over.
+_SUMMED = dict.fromkeys(("query", "key", "value", "gate", "up", "down"), 1) | {"output": 2}
+_TURNED_FROM = 1 << 18  # numbers: a weight that a core's cache holds gains nothing
 """Of each layer its own weights: nested dicts of arrays without the leading axis."""
 
 
@@ -180,17 +184,39 @@ class Model:
         """Return what of a tree like the weights' is of those that stay as they are."""
         return select(tree, lambda path: not self._is_trained(path))
 
-    def layer_weights(self, params: Params) -> LayerWeights:
-        """Return each layer's own weights, cut out of their stacks."""
+    def layer_weights(self, params: Params, turned: bool) -> LayerWeights:
+        """Return each layer's own weights, cut out of their stacks; with `turned`, large matrices turned."""
         stacked = params["backbone"]["layers"]
-        return [jax.tree.map(lambda w, i=i: w[i], stacked) for i in range(self.config.layers)]
 
-    @property
-    def layer_names(self) -> Sequence[Mapping[str, Any]]:
+        def own(path: tuple[Any, ...], weights: Array, layer: int) -> Array | Turned:
+            summed = self._summed(path, weights.shape[1:]) if turned else 0
+            return turn(weights[layer], summed) if summed > 0 else weights[layer]
+
+        return [
+            jax.tree_util.tree_map_with_path(functools.partial(own, layer=layer), stacked)
+            for layer in range(self.config.layers)
+        ]
+
+    def layer_names(self, turned: bool) -> Sequence[Mapping[str, Any]]:
         """Return the logical names of `layer_weights`."""
-        stacked = self.names["backbone"]["layers"]
-        own = jax.tree.map(lambda names: names[1:], stacked, is_leaf=lambda leaf: isinstance(leaf, tuple))
-        return [own] * self.config.layers
+        names, shapes = (tree["backbone"]["layers"] for tree in (self.names, self.shapes))
+
+        def own(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct, names: tuple[str | None, ...]):
+            summed = self._summed(path, shape.shape[1:]) if turned else 0
+            _, *own_names = names
+            if summed == 0:
+                return tuple(own_names)
+            # A dimension that is cut is the first of its part: what is behind it stays whole.
+            return Turned((own_names[summed], own_names[0]), shape.shape[1:], summed)
+
+        return [jax.tree_util.tree_map_with_path(own, shapes, names)] * self.config.layers
+
+    def _summed(self, path: tuple[Any, ...], shape: tuple[int, ...]) -> int:
+        """Return how many dimensions a product with a layer's weight sums over; 0: it is none that is turned."""
+        if self.config.experts > 0 and path[0].key == "mlp":
+            return 0
+        summed = _SUMMED.get(path[-1].key, 0)
+        return summed if math.prod(shape) >= _TURNED_FROM else 0
 
     def _is_trained(self, path: tuple[str, ...]) -> bool:
         own_head = self.kind is ScalarModel and path[0] == "head"

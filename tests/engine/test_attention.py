@@ -60,8 +60,9 @@ def test_a_local_layer_sees_its_window_through_the_soft_cap(local):
     np.testing.assert_allclose(mixed, by_hand(QUERIES, KEYS, VALUES, NEAR), atol=1e-5)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("rule", [PLAIN, NEAR], ids=["plain", "near"])
-def test_one_token_per_row_sees_its_own_past_and_nothing_behind_it(rule):
+def test_one_token_per_row_sees_its_own_past_and_nothing_behind_it(rule, platform):
     positions = np.array([0, 3, 5])
     poisoned = [np.full((B, K, S, H), 1e3, np.float32) for _ in range(2)]
     for b, position in enumerate(positions):
@@ -69,6 +70,8 @@ def test_one_token_per_row_sees_its_own_past_and_nothing_behind_it(rule):
         poisoned[1][b, :, :position] = VALUES[b, :position].swapaxes(0, 1)
     rows = np.arange(B)
     new = [x[rows, positions][:, None] for x in (QUERIES, KEYS, VALUES)]
-    mixed, (keys, _) = one_token(jnp.asarray(positions))(*new, rule, tuple(map(jnp.asarray, poisoned)))
+    mixed, (keys, _) = one_token(platform, jnp.asarray(positions))(
+        *new, rule, tuple(map(jnp.asarray, poisoned))
+    )
     np.testing.assert_allclose(mixed[:, 0], by_hand(QUERIES, KEYS, VALUES, rule)[rows, positions], atol=1e-5)
     np.testing.assert_array_equal(np.asarray(keys)[rows, :, positions], KEYS[rows, positions])

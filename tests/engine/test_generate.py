@@ -15,6 +15,8 @@ from jaxflow.engine.sampling import Sampling
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import generation_layout, training_layout
 from jaxflow.engine.slots import Address, SlotPrograms, Starts
+from jaxflow.models import transformer
+from jaxflow.models.layers import Turned
 
 LIMIT = 10
 END_IDS = (1, 2, 3, 4, 5)  # a tenth of the vocabulary, so that about half of the rows end by themselves
@@ -171,6 +173,18 @@ def test_log_probs_are_zero_off_the_mask(sampled):
 @tiny.ON_EVERY_MESH
 def test_every_mesh_draws_the_same_tokens(sizes, sampled):
     assert_same_rollout(generate(sizes, sequences_per_device=4), sampled)
+
+
+def test_large_matrices_turned_for_products_with_few_rows_draw_the_same_tokens(sampled, monkeypatch):
+    monkeypatch.setattr(transformer, "_TURNED_FROM", 1)
+    layout = generation_layout(tiny.mesh_of((2, 1, 4, 2)))
+    generator, params = (
+        Generator(tiny.LANGUAGE_MODEL, layout, "float32", 4),
+        tiny.weights(tiny.LANGUAGE_MODEL, layout),
+    )
+    turned = jax.tree.leaves(generator.programs.layers(params), is_leaf=lambda leaf: isinstance(leaf, Turned))
+    assert sum(isinstance(leaf, Turned) for leaf in turned) == 7 * tiny.CONFIG.layers
+    assert_same_rollout(generator(params, PROMPTS, SAMPLING, 0, 0, 0, policy_updates=0), sampled)
 
 
 def test_two_devices_draw_the_same_tokens_a_few_rows_at_a_time(sampled):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
-from jaxflow.models.layers import RMSNorm, project
+from jaxflow.models.layers import RMSNorm, project, turn
 
 
 def test_rmsnorm_takes_its_mean_in_float32():
@@ -27,6 +27,22 @@ def test_projection_contracts_the_width_and_keeps_every_other_dimension():
     x, weight = generator.normal(size=(2, 3, 4)), generator.normal(size=(4, 5, 6))
     expected = np.einsum("btd,dnh->btnh", x, weight)
     np.testing.assert_allclose(project(jnp.asarray(x), jnp.asarray(weight)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_turned_weight_gives_the_product_of_the_weight_for_few_rows_and_for_many():
+    generator = np.random.default_rng(0)
+    weight = generator.normal(size=(4, 5, 6)).astype(np.float32)
+    for rows in (2, 100):
+        x = generator.normal(size=(rows, 2, 20)).astype(np.float32)
+        narrow = x[..., :4]
+        expected = np.einsum("btd,dnh->btnh", narrow, weight)
+        np.testing.assert_allclose(
+            project(narrow, turn(jnp.asarray(weight), 1)), expected, rtol=1e-5, atol=1e-5
+        )
+        expected = x @ weight.reshape(20, 6)
+        np.testing.assert_allclose(
+            project(x, turn(jnp.asarray(weight), 2), 2), expected, rtol=1e-5, atol=1e-5
+        )
 
 
 def test_a_norm_with_an_offset_rounds_where_gemma_s_does():

@@ -63,8 +63,21 @@ def test_a_run_leaves_a_row_per_step_under_the_promised_names(straight):
     for row in (written[0], written[-1]):
         assert 0 <= row["val-core/addition/acc/mean@1"] <= 1
     assert written[0]["sft/loss"] > 0
-    # One device computes both sides: what is left is the arithmetic of the cache.
-    assert all(row["training/rollout_probs_diff_mean"] < 1e-4 for row in written[1:])
+    # One path computes both sides: what is left is the arithmetic of the cache.
+    assert all(0 < row["training/rollout_log_probs_diff_mean"] < 1e-4 for row in written[1:])
+    assert all(row["training/rollout_log_probs_diff_max"] < 1e-3 for row in written[1:])
+
+
+@pytest.mark.slow
+def test_a_step_that_bypasses_the_scoring_of_its_own_policy_learns_the_same(straight, tmp_path):
+    """The sampler's log-probs stand for the policy's: no gap is left between them, and nothing else moves."""
+    changes = {"algorithm.off_policy.bypass": True, "run.total_steps": 1, **ADAPTIVE}
+    assert run_here(tmp_path, **changes)[0] == 0
+    scored, bypassed = rows(straight[0])[1], rows(tmp_path)[1]
+    assert bypassed["training/rollout_log_probs_diff_max"] == 0.0
+    gaps = {name for name in scored if name.startswith("training/rollout_")}
+    for name in scored.keys() - gaps - {name for name in scored if name.startswith("val-")}:
+        assert bypassed[name] == pytest.approx(scored[name], rel=1e-3, abs=1e-3), name
 
 
 def test_a_run_is_told_in_plain_lines(straight):

@@ -101,7 +101,12 @@ class Actor(Saved):
             place,
         )
         self._scoring = place.scoring_layout(model.config)
-        self._scorer = Scorer(model, self._scoring, rollout.score_microbatch_tokens_per_device, temperature)
+        # None: the sampler's own log-probs stand for the policy's, and nothing is scored again.
+        self._scorer = (
+            None
+            if config.algorithm.off_policy.bypass
+            else Scorer(model, self._scoring, rollout.score_microbatch_tokens_per_device, temperature)
+        )
         self._sampler = Sampler(config, model.base, self._generation)
         self._outgoing = Outgoing(model.base, training.weights(model.base.names), rollout.dtype)
         self._leaving: Params | None = None
@@ -174,7 +179,7 @@ class Actor(Saved):
     @exposed("old_log_prob", THREE_D_PROTO, by_parts=True)
     def log_probs(self, rollout: Rollout) -> TokenLogProbs:
         """Score the responses with the training path; where the config bypasses that, with what the sampler said."""
-        if self._config.algorithm.off_policy.bypass:
+        if self._scorer is None:
             sampled = rollout.rollout_log_probs
             return TokenLogProbs(sampled, np.zeros_like(sampled))
         reference = self._trained.reference if self._config.algorithm.kl.exact_in_rewards else None

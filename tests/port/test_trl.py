@@ -168,6 +168,7 @@ def test_a_ppo_command_becomes_a_config_that_a_run_accepts(files, tmp_path):
             },
         ),
         (("--top_k", "50", "--top_p", "0.9"), {"rollout.top_k": 50, "rollout.top_p": 0.9}),
+        (("--min_p", "0.1"), {"rollout.min_p": 0.1}),
         (("--multi_objective_aggregation", "normalize_then_sum"), {"algorithm.estimator": "gdpo"}),
         (
             ("--use_peft", "--lora_r", "32", "--lora_target_modules", "all-linear"),
@@ -206,7 +207,6 @@ def test_units_and_conditions_of_grpo_are_converted(flags, expected):
         ("grpo", ("--loss_type", "vespo"), "no loss_type 'vespo'"),
         ("grpo", ("--scale_rewards", "batch"), "the group's deviation"),
         ("grpo", ("--mask_truncated_completions",), "does not have it"),
-        ("grpo", ("--min_p", "0.1"), "does not have it"),
         ("grpo", ("--push_to_hub",), "uploads nothing"),
         ("grpo", ("--fp16",), "no float16"),
         ("grpo", ("--gradient_accumulation_steps", "8", "--steps_per_generation", "2"), "whole updates"),

@@ -84,6 +84,18 @@ def written(*overrides):
             {"algorithm.clip_ratio_low": 0.1, "algorithm.clip_ratio_high": 0.3},
         ),
         ((f"{ROLLOUT}.top_k=-1", f"{ROLLOUT}.top_p=0.9"), {"rollout.top_k": 0, "rollout.top_p": 0.9}),
+        (
+            (f"+{ROLLOUT}.min_p=0.05", f"+{ROLLOUT}.min_tokens=4", f"+{ROLLOUT}.stop=['</a>','b']"),
+            {
+                "rollout.min_p": 0.05,
+                "rollout.min_response_tokens": 4,
+                "rollout.stop_strings": ("</a>", "b"),
+            },
+        ),
+        (
+            (f"+{ROLLOUT}.stop=x", f"+{ROLLOUT}.stop_token_ids=[3,4]"),
+            {"rollout.stop_strings": ("x",), "rollout.stop_token_ids": (3, 4)},
+        ),
         ((f"{ROLLOUT}.do_sample=False",), {"rollout.temperature": 0.0}),
         (
             (f"{ROLLOUT}.val_kwargs.do_sample=True", f"{ROLLOUT}.val_kwargs.temperature=0.6"),

@@ -304,6 +304,7 @@ _SETTINGS: tuple[Setting, ...] = (
     number("rollout.validation_temperature", "temperature", "the same: TRL evaluates as it samples"),
     number("rollout.top_p", "top_p"),
     Setting("rollout.top_k", ("top_k",), "0 is off", lambda values: Is(max(0, values["top_k"] or 0))),
+    Setting("rollout.min_p", ("min_p",), "null → 0 (off)", lambda values: Is(float(values["min_p"] or 0.0))),
     Setting("reward.function", ("reward_funcs",), "a compute_score of your own", _function),
     Setting("reward.kind", ("reward_model_name_or_path",), "model where one is named", _kind),
     Setting("reward.weights", ("reward_model_name_or_path",), "a local directory", _judge),

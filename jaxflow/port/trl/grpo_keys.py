@@ -18,6 +18,7 @@ GRPO_KEYS: tuple[Key, ...] = (
     Key("temperature", 1.0),
     Key("top_p", 1.0),
     Key("top_k", 0),
+    Key("min_p", None),
     Key("beta", 0.0),
     Key("epsilon", 0.2),
     Key("epsilon_high", None),
@@ -74,7 +75,6 @@ GRPO_KEYS: tuple[Key, ...] = (
         "jaxflow does not have it",
         "leave it at TRL's default",
         {
-            "min_p": None,
             "repetition_penalty": 1.0,
             "generation_kwargs": None,
             "chat_template_kwargs": None,

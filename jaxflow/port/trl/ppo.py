@@ -46,9 +46,7 @@ _KEYS: tuple[Key, ...] = (
     Key("gamma", 1.0),
     Key("lam", 0.95),
     Key("stop_token", None, (None, "eos"), "a response ends with the tokenizer's end token", "use eos"),
-    Key(
-        "stop_token_id", None, (None,), "a response ends with the tokenizer's end token", "use stop_token eos"
-    ),
+    Key("stop_token_id", None),
     *missing(
         "jaxflow does not have it",
         "give the penalty in a reward function",
@@ -114,6 +112,10 @@ def _tokens(values: Values) -> Outcome:
     return Is(sequences * tokens, f"{sequences} sequences × {tokens} padded tokens")
 
 
+def _stop_tokens(values: Values) -> Outcome:
+    return Is(() if values["stop_token_id"] is None else (values["stop_token_id"],))
+
+
 _SETTINGS: tuple[Setting, ...] = (
     *shared_settings(_SIZES, "ppo", "kl_coef"),
     Setting(
@@ -161,6 +163,7 @@ _SETTINGS: tuple[Setting, ...] = (
     Setting("reward.kind", ("reward_model_path",), "model", lambda values: Is("model")),
     copied("rollout.max_response_tokens", "response_length", "tokens"),
     number("rollout.temperature", "temperature"),
+    Setting("rollout.stop_token_ids", ("stop_token_id",), "beside the tokenizer's end tokens", _stop_tokens),
     Setting(
         "rollout.score_microbatch_tokens_per_device",
         ("local_rollout_forward_batch_size",),

@@ -27,6 +27,10 @@ KEYS: tuple[Key, ...] = (
     Key(f"{ROLLOUT}.temperature", 1.0),
     Key(f"{ROLLOUT}.top_k", -1),
     Key(f"{ROLLOUT}.top_p", 1.0),
+    Key(f"{ROLLOUT}.min_p", 0.0),
+    Key(f"{ROLLOUT}.min_tokens", 0),
+    Key(f"{ROLLOUT}.stop", None),
+    Key(f"{ROLLOUT}.stop_token_ids", None),
     Key(f"{ROLLOUT}.do_sample", True),
     Key(f"{ROLLOUT}.ignore_eos", False),
     Key(f"{ROLLOUT}.dtype", "bfloat16"),
@@ -105,6 +109,11 @@ def _top_k(values: Values) -> Outcome:
     return Is(0, "−1 is off") if top_k in (-1, 0, None) else Is(top_k)
 
 
+def _stop_strings(values: Values) -> Outcome:
+    stop = values[f"{ROLLOUT}.stop"]
+    return Is((stop,) if isinstance(stop, str) else tuple(stop or ()))
+
+
 def _sequences(values: Values) -> Outcome:
     given = f"{ROLLOUT}.max_num_seqs" in values.given
     return Is(values[f"{ROLLOUT}.max_num_seqs"] if given else RolloutConfig.sequences_per_device)
@@ -120,6 +129,20 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("rollout.top_k", (f"{ROLLOUT}.top_k",), "−1 (off) → 0", _top_k),
     number("rollout.top_p", f"{ROLLOUT}.top_p"),
+    number("rollout.min_p", f"{ROLLOUT}.min_p"),
+    copied("rollout.min_response_tokens", f"{ROLLOUT}.min_tokens"),
+    Setting(
+        "rollout.stop_strings",
+        (f"{ROLLOUT}.stop",),
+        "one text or a list; the string stays in the response",
+        _stop_strings,
+    ),
+    Setting(
+        "rollout.stop_token_ids",
+        (f"{ROLLOUT}.stop_token_ids",),
+        "beside the tokenizer's end tokens",
+        lambda values: Is(tuple(values[f"{ROLLOUT}.stop_token_ids"] or ())),
+    ),
     copied("rollout.ignore_end_token", f"{ROLLOUT}.ignore_eos"),
     Setting("rollout.dtype", (f"{ROLLOUT}.dtype",), "bfloat16 or float32", _rollout_dtype),
     Setting(

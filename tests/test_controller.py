@@ -77,7 +77,7 @@ def test_a_step_that_bypasses_the_scoring_of_its_own_policy_learns_the_same(stra
     assert bypassed["training/rollout_log_probs_diff_max"] == 0.0
     gaps = {name for name in scored if name.startswith("training/rollout_")}
     for name in scored.keys() - gaps - {name for name in scored if name.startswith("val-")}:
-        assert bypassed[name] == pytest.approx(scored[name], rel=1e-3, abs=1e-3), name
+        assert bypassed[name] == pytest.approx(scored[name], rel=5e-3, abs=2e-3), name
 
 
 def test_a_run_is_told_in_plain_lines(straight):

@@ -107,7 +107,9 @@ def turned_product(x: Float[Array, "B D"], matrix: Float[Array, "F D"]) -> Float
     sides, contracted = (x, matrix), (((1,), (1,)), ((), ()))
     if x.shape[0] > _FEW_ROWS:
         return jax.lax.dot_general(*sides, contracted, preferred_element_type=wide)
-    return jax.lax.dot_general(*reversed(sides), contracted, preferred_element_type=wide).T
+    product = jax.lax.dot_general(*reversed(sides), contracted, preferred_element_type=wide)
+    # Without the barrier XLA folds the transpose into the product, and is back at x · matrixᵀ.
+    return jax.lax.optimization_barrier(product).T
 
 
 def project(

@@ -22,6 +22,7 @@ from jaxflow.engine.batching import LENGTH_UNIT, ladder
 from jaxflow.engine.cache import empty_cache
 from jaxflow.engine.compiled import ProgramMemory, memory_of
 from jaxflow.engine.generate import PREFILL_TOKENS, Generator
+from jaxflow.engine.layout_rules import Parallelism
 from jaxflow.engine.mesh import make_mesh
 from jaxflow.engine.sampling import Sampling
 from jaxflow.engine.schedule import prompts_at_once
@@ -40,7 +41,7 @@ from jaxflow.mapping.gpu_target import gpu_topology
 from jaxflow.mapping.load import RoleLoad
 from jaxflow.mapping.memory import at_rest, gradient_bytes, rollout_weights
 from jaxflow.mapping.plan import PlannedPool, setting_of
-from jaxflow.mapping.stages import Setting, cut
+from jaxflow.mapping.stages import CallLayouts, Setting, cut
 from jaxflow.models.transformer import LanguageModel, Model, ScalarModel, describe
 from jaxflow.placement import holds_tokens_head, readable_bytes, role_adapters
 from jaxflow.types import Experience, UserError
@@ -143,9 +144,11 @@ def compile_plan(
                 if not load.borrows:
                     yield _switching(bench, load, model.base)
                 yield from _generating(bench, load, model.base)
-            if load.scores > 0 and (decoder, kind, load.adapters) not in seen:
-                yield _scoring(bench, load, model, layout)
-            seen.add((decoder, kind, load.adapters))
+            apart = role in pool.generation_scoring
+            program = (decoder, kind, load.adapters, apart)
+            if load.scores > 0 and program not in seen:
+                yield _scoring(bench, load, model, generation_layout(mesh, decoder) if apart else layout)
+            seen.add(program)
             if load.trained:
                 yield from _learning(bench, load, model, layout)
 
@@ -156,9 +159,8 @@ def _compiled(traced: Traced) -> tuple[ProgramMemory, float]:
     return memory, time.perf_counter() - started
 
 
-def _rows(bench: _Bench, load: RoleLoad, sequences: int, budget: int, layout: Layout) -> int:
-    micro = cut(sequences, parallelism(bench.pool.mesh), bench.length(), budget)
-    return micro.rows * layout.replicas
+def _rows(bench: _Bench, layout: Parallelism, sequences: int, budget: int) -> int:
+    return cut(sequences, layout, bench.length(), budget).rows * layout.replicas
 
 
 def _batch(layout: Layout, rows: int, length: int) -> Experience:
@@ -177,15 +179,18 @@ def _batch(layout: Layout, rows: int, length: int) -> Experience:
 
 
 def _scoring(bench: _Bench, load: RoleLoad, model: Model, layout: Layout) -> Program:
-    config = bench.config
-    budget = config.rollout.score_microbatch_tokens_per_device
-    rows = _rows(bench, load, bench.setting.workload.part_sequences, budget, layout)
+    """Compile a scoring pass in the layout that it has. Of weights that move there for it, the copy is compared."""
+    parallel = CallLayouts(
+        load, parallelism(bench.pool.mesh), load.role in bench.pool.generation_scoring
+    ).scoring
+    budget = bench.config.rollout.score_microbatch_tokens_per_device
+    rows = _rows(bench, parallel, bench.setting.workload.part_sequences, budget)
     scorer = Scorer(model, layout, budget, 1.0)
     params = abstract_arrays(model.shapes, layout.weights(model.names))
     tokens = _batch(layout, rows, bench.length()).tokens
     traced = scorer.trace(params, tokens)
     memory, seconds = _compiled(traced)
-    rest = at_rest(load, parallelism(bench.pool.mesh), bench.setting)
+    rest = at_rest(load, parallel, bench.setting)
     per_device = rows * bench.length() // bench.devices
     return Program(
         bench.pool.name,
@@ -212,10 +217,10 @@ def _learning(bench: _Bench, load: RoleLoad, model: Model, layout: Layout) -> It
         loss = ValueLoss(rule.value_clip, rule.loss_aggregation, limit, role=load.role)
     optimizer = optimizer_of(settings.optimizer, load.updates * config.run.total_steps)
     trainer = Trainer(model, layout, optimizer, loss, 1.0, settings.microbatch_tokens_per_device)
-    rows = _rows(bench, load, load.minibatch_sequences, settings.microbatch_tokens_per_device, layout)
+    parallel = parallelism(bench.pool.mesh)
+    rows = _rows(bench, parallel, load.minibatch_sequences, settings.microbatch_tokens_per_device)
     batch = _batch(layout, rows, bench.length())
     accumulate, apply = trainer.trace(batch)
-    parallel = parallelism(bench.pool.mesh)
     rest = at_rest(load, parallel, bench.setting)
     gradients = gradient_bytes(load, parallel, bench.setting)
     given = _used_bytes(accumulate, jax.tree.leaves(batch))

@@ -22,9 +22,11 @@ TRUE_TO_SCALE = {
 
 
 @pytest.mark.slow
-def test_compiled_bytes_and_flops_are_the_formulas():
+@pytest.mark.parametrize("apart", [[], ["actor", "critic", "reference", "reward"]])
+def test_compiled_bytes_and_flops_are_the_formulas(apart):
     asked = config(
         **TRUE_TO_SCALE,
+        cluster__pools__main__generation_scoring=apart,
         cluster__pools__main__mesh__data=1,
         cluster__pools__main__mesh__fsdp=2,
         cluster__pools__main__mesh__tensor=4,

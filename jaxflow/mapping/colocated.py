@@ -203,35 +203,56 @@ def cost_set(
             generation, first = switch + made, switch + made / parts
             if not setting.engine.rollout_offloaded:
                 held = memory.rollout_weights(load, generator, setting)
-    for load, cost in zip(loads, costs, strict=True):
-        own = cost.parked if offload else 0.0
-        while_scoring = 0.0 if load.trained else own
-        while_learning = 0.0 if load.generations > 0 else held
-        if load.scores > 0 and kept + held + while_scoring + cost.scoring_work > limit:
-            return None
-        if load.trained and kept + while_learning + own + cost.training_work > limit:
-            return None
-    if kept > limit:
+    if not _passes_fit(loads, costs, offload, kept, held, limit):
         return None
-    # What scores there settles the pool's generation sizes, where no role generates.
-    apart = next((cost.layout for cost in costs if cost.generation_scoring), None)
-    split = generator if setting.engine.one_mesh_per_pool and generator is not None else apart
-    chosen = tuple(
-        generator if load.generations > 0 and generator is not None else split or cost.layout
-        for load, cost in zip(loads, costs, strict=True)
-    )
-    vector = (generation, preparation, training)
     return SetOption(
-        stages=vector,
+        stages=(generation, preparation, training),
         first=first,
         devices=costs[0].layout.devices,
-        layouts=chosen,
+        layouts=_layouts(loads, costs, generator, setting),
         rows=rows,
         offload=offload,
         generation_scoring=tuple(
             load.role for load, cost in zip(loads, costs, strict=True) if cost.generation_scoring
         ),
         group=group,
+    )
+
+
+def _passes_fit(
+    loads: Sequence[RoleLoad],
+    costs: Sequence[RoleCost],
+    offload: bool,
+    kept: float,
+    held: float,
+    limit: float,
+) -> bool:
+    """Return whether each scoring pass and each update has room beside what is kept."""
+    for load, cost in zip(loads, costs, strict=True):
+        own = cost.parked if offload else 0.0
+        while_scoring = 0.0 if load.trained else own
+        while_learning = 0.0 if load.generations > 0 else held
+        if load.scores > 0 and kept + held + while_scoring + cost.scoring_work > limit:
+            return False
+        if load.trained and kept + while_learning + own + cost.training_work > limit:
+            return False
+    return kept <= limit
+
+
+def _layouts(
+    loads: Sequence[RoleLoad],
+    costs: Sequence[RoleCost],
+    generator: Parallelism | None,
+    setting: Setting,
+) -> tuple[Parallelism, ...]:
+    """Return the layout of each role; on one mesh all have the generation sizes of the role that generates, or, where
+    none does, of those that score in them."""
+    split = next((cost.layout for cost in costs if cost.generation_scoring), None)
+    if setting.engine.one_mesh_per_pool and generator is not None:
+        split = generator
+    return tuple(
+        generator if load.generations > 0 and generator is not None else split or cost.layout
+        for load, cost in zip(loads, costs, strict=True)
     )
 
 

@@ -134,7 +134,7 @@ def six(decoder) -> tuple:
     )
 
 
-@pytest.mark.parametrize("hosts", [1, 3, 5, 16])
+@pytest.mark.parametrize("hosts", [1, 3, 5])
 def test_pools_share_the_devices_out_and_fit(hosts):
     case = Problem(six(LLAMA_7B), work(), (DeviceGroup(DEVICES["h100"], hosts, 8),), JAXFLOW, EVERYTHING)
     found = search(case, wanted=1)

@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
 
     config.warm_start.steps = 200
     config.warm_start.learning_rate = 2e-3
+    config.data.prompts_per_step = 128  # pairs
     config.actor.minibatch_sequences = 128
     config.actor.optimizer.learning_rate = 5e-4
     config.actor.optimizer.schedule = "linear"

@@ -1,4 +1,4 @@
-"""A reward model learns a hidden score from pairs (Bradley–Terry): a minute on two CPU cores, no download."""
+"""A reward model learns a hidden score from pairs (Bradley–Terry): two minutes on two CPU cores, no download."""
 
 from ml_collections import ConfigDict
 
@@ -9,7 +9,8 @@ def get_config() -> ConfigDict:
     """Return the defaults with what this run changes."""
     config = default_config_dict()
     config.algorithm.name = "reward_model"
-    config.run.total_steps = 200
+    # What a prompt wishes for is learnt late: the first hundred steps see how an answer looks, whatever was asked.
+    config.run.total_steps = 500
     config.run.evaluate_every_steps = 50
     config.cluster.pools = {"main": pool(["reward"], devices_per_host=2, data=2)}
 
@@ -17,8 +18,8 @@ def get_config() -> ConfigDict:
     config.data.task = "wishes"
     config.data.max_prompt_tokens = 8
     config.rollout.max_response_tokens = 9
-    config.data.prompts_per_step = 128  # pairs
-    config.reward.minibatch_sequences = 128
+    config.data.prompts_per_step = 256  # pairs
+    config.reward.minibatch_sequences = 256
 
     # The shape of the policy of the stage before, so that the reward model can start from its weights.
     config.actor.model.width = 64

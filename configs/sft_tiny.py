@@ -8,7 +8,7 @@ The first of three stages; the next ones start from what it leaves in its workdi
     python -m jaxflow.main --config=configs/ppo_tiny.py --workdir=runs/ppo --config.warm_start.steps=0
         --config.actor.weights=runs/sft/checkpoints/step_00000200/actor/weights
         --config.reward.kind=model --config.reward.model_score=number
-        --config.reward.weights=runs/rm/checkpoints/step_00000200/reward/weights
+        --config.reward.weights=runs/rm/checkpoints/step_00000500/reward/weights
 """
 
 from ml_collections import ConfigDict

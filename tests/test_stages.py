@@ -4,7 +4,7 @@ over any number of processes."""
 import math
 
 import pytest
-from runs import StopAfter, flags, rows, run_here, run_to_end
+from runs import MICRO, StopAfter, flags, rows, run_here, run_to_end
 
 from jaxflow.config import pool
 
@@ -52,33 +52,41 @@ def test_a_stage_over_two_processes_of_a_command_is_that_of_one(tmp_path):
             assert math.isclose(value, wanted[key], rel_tol=2e-3, abs_tol=2e-5), (key, value, wanted[key])
 
 
+SAFE = ("actor", "critic", "cost_critic", "reference", "reward", "cost", "estimator")
+
+
 @pytest.mark.slow
-def test_three_stages_lead_from_nothing_to_a_policy(tmp_path):
-    """Each starts from the folder that the one before left; the last asks the second's model of the first's policy."""
+def test_three_stages_lead_from_nothing_to_a_policy_under_a_limit(tmp_path):
+    """Each starts from the folder that the one before left; the last asks the second's models of the first's policy."""
     assert stage("sft", tmp_path / "sft", **{"run.total_steps": 30})[0] == 0
     told = rows(tmp_path / "sft")
     assert told[-1]["val-core/sft/loss"] < 0.8 * told[0]["val-core/sft/loss"]
     policy = str(tmp_path / "sft/checkpoints/step_00000030/actor/weights")
-    lessons = {
-        "actor.weights": policy,
-        "run.total_steps": 60,
-        "data.prompts_per_step": 64,
-        "reward.minibatch_sequences": 64,
-        "reward.optimizer.learning_rate": 3e-3,
-    }
-    assert stage("reward_model", tmp_path / "judge", **lessons)[0] == 0
-    told = rows(tmp_path / "judge")
-    assert told[-1]["val-core/reward_model/loss"] < 0.95 * told[0]["val-core/reward_model/loss"]
     changes = {
         "actor.weights": policy,
-        "reward.kind": "model",
-        "reward.model_score": "number",
-        "reward.weights": str(tmp_path / "judge/checkpoints/step_00000060/reward/weights"),
         "warm_start.steps": 0,
         "run.total_steps": 2,
+        "algorithm.name": "safe_rlhf",
     }
-    assert run_here(tmp_path / "ppo", **changes)[0] == 0
-    last = rows(tmp_path / "ppo")[-1]
+    for name, role in (("reward_model", "reward"), ("cost_model", "cost")):
+        lessons = {
+            "actor.weights": policy,
+            "run.total_steps": 60,
+            "data.prompts_per_step": 64,
+            "data.task": MICRO["data.task"],
+            f"{role}.minibatch_sequences": 64,
+            f"{role}.optimizer.learning_rate": 3e-3,
+        }
+        assert stage(name, tmp_path / role, **lessons)[0] == 0
+        told = rows(tmp_path / role)
+        assert told[-1][f"val-core/{name}/loss"] < 0.95 * told[0][f"val-core/{name}/loss"]
+        weights = str(tmp_path / role / f"checkpoints/step_00000060/{role}/weights")
+        changes |= {f"{role}.kind": "model", f"{role}.weights": weights}
+    changes |= {"reward.model_score": "number"}
+    pools = {"main": pool(SAFE, devices_per_host=2, data=2)}
+    assert run_here(tmp_path / "safe_rlhf", pools=pools, **changes)[0] == 0
+    last = rows(tmp_path / "safe_rlhf")[-1]
     assert last["critic/score/min"] < 0 or last["critic/score/max"] > 1, (
         "scores are numbers, not probabilities"
     )
+    assert last["constraint/cost/mean"] != 0 and last["val-aux/all/cost/mean@1"] != 0

@@ -19,6 +19,8 @@ from jaxflow.types import PromptRow
 
 # Beside the seed in the address of the pairs' randomness: nothing else draws from it.
 _PAIRS = 2
+# What a prompt wishes for is learnt from several opinions on it: from one a judge learns its pairs by heart.
+_OPINIONS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +86,9 @@ class WishesTask(Task):
         return wishes.mediocre_answer(str(row.ground_truth), np.random.default_rng(row.tokens))
 
     def pairs(self, rows: Sequence[PromptRow], seed: int, harm: bool) -> tuple[PreferenceRow, ...]:
-        """Make a preference of each row between two answers: drawn by their help, or, with `harm`, by their cost."""
+        """Make preferences between two answers to each row: drawn by their help, or, with `harm`, by their cost."""
         generator = np.random.default_rng([seed, _PAIRS])
-        return tuple(self._pair(row, generator, harm) for row in rows)
+        return tuple(self._pair(row, generator, harm) for _ in range(_OPINIONS) for row in rows)
 
     def _pair(self, row: PromptRow, generator: np.random.Generator, harm: bool) -> PreferenceRow:
         wished = str(row.ground_truth)

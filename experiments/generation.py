@@ -14,7 +14,8 @@ the two is the baseline. The sides take turns, each after a run that warms it up
 
 The limit is what the arithmetic takes at this machine's measured matmul rate, or what the bytes (weights and keys
 and values, read once per step) take at its measured read rate, whichever is more. `--json` writes a list of rows;
-rows of other models, batches and cases that the file has already are kept, so that a table can be measured in parts.
+rows of other models, batches and cases that the file has already are kept and printed with the new ones, so that a
+table can be measured in parts.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -246,18 +247,13 @@ def limit(
     return max(arithmetic, reading), "arithmetic" if arithmetic >= reading else "bytes"
 
 
-def _fastest(
-    calls: dict[str, Callable[[], int]], warm: Collection[str], repeats: int
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Return tokens per second of each call, the calls taking turns, and why some have none.
-
-    Those in `warm` run once before it counts.
-    """
+def _fastest(calls: dict[str, Callable[[], int]], repeats: int) -> tuple[dict[str, float], dict[str, str]]:
+    """Return tokens per second of each call, the calls taking turns, and why some have none."""
     rates: dict[str, float] = {}
     failures: dict[str, str] = {}
-    for turn in range(1 + repeats):
+    for turn in range(repeats):
         for name, call in calls.items():
-            if name in failures or (turn == 0 and name not in warm):
+            if name in failures:
                 continue
             started = time.perf_counter()
             try:
@@ -268,9 +264,8 @@ def _fastest(
                 failures[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
                 continue
             rate = tokens / (time.perf_counter() - started)
-            print(f"  {'warm-up' if turn == 0 else f'turn {turn}':8} {name:9} {rate:9.1f} tok/s", flush=True)
-            if turn > 0:
-                rates[name] = max(rates.get(name, 0.0), rate)
+            print(f"  turn {turn + 1} {name:9} {rate:9.1f} tok/s", flush=True)
+            rates[name] = max(rates.get(name, 0.0), rate)
     return rates, failures
 
 
@@ -293,7 +288,6 @@ def measure(load: Load, asked: Asked) -> list[Row]:
     with tempfile.TemporaryDirectory() as directory:
         folder = pathlib.Path(directory) / "weights"
         ours, theirs = Ours(load, folder), Theirs(load, folder, asked.device)
-        fixed_rate: dict[int, float] = {}
         for batch in (one for one in load.batches if asked.batches is None or one in asked.batches):
             for case in asked.cases:
                 requests = load.tail_requests if case == "long_tail" else batch
@@ -308,14 +302,15 @@ def measure(load: Load, asked: Asked) -> list[Row]:
                 calls = {"jaxflow": functools.partial(ours.run, *given)}
                 for name in asked.baselines:
                     calls[name] = functools.partial(theirs.run, *given, compiled=name == "compiled")
-                # The long tail's shapes are new to jaxflow alone: transformers has had its batches with fixed lengths.
-                warm = calls if case == "fixed" or "fixed" not in asked.cases else ("jaxflow",)
-                rates, failures = _fastest(calls, warm, asked.repeats if case == "fixed" else 1)
+                # jaxflow compiles for all that the requests come to; transformers for one batch and its first tokens.
+                ours.run(*given)
+                few = (batch, tokens[:batch], np.full(batch, 2, np.int32))
+                for name in asked.baselines:
+                    _fastest({name: functools.partial(theirs.run, *few, compiled=name == "compiled")}, 1)
+                rates, failures = _fastest(calls, asked.repeats if case == "fixed" else 1)
                 # Beside what it is to be compared with: other programs on the machine slow both.
                 flops, reading = max(matmul_ladder(machine).values()), read_bandwidth(machine)
                 seconds, why = limit(load, batch, lengths, flops, reading)
-                if case == "fixed":
-                    fixed_rate[batch] = rates["jaxflow"]
                 baseline = max((name for name in rates if name != "jaxflow"), key=rates.__getitem__)
                 rows.append(
                     Row(
@@ -332,9 +327,7 @@ def measure(load: Load, asked: Asked) -> list[Row]:
                         limit_tokens_per_second=int(lengths.sum()) / seconds,
                         limit_share=rates["jaxflow"] * seconds / int(lengths.sum()),
                         limited_by=why,
-                        share_of_fixed=rates["jaxflow"] / fixed_rate[batch]
-                        if case == "long_tail" and batch in fixed_rate
-                        else None,
+                        share_of_fixed=None,
                         parameters=load.config.parameter_count,
                         requests=requests,
                         tokens=int(lengths.sum()),
@@ -370,16 +363,21 @@ def line(row: Row) -> str:
     )
 
 
-def merged(file: pathlib.Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return the rows of a file, those measured again replaced, and the new ones behind."""
-    fresh = [dataclasses.asdict(row) for row in rows]
+def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """Return all rows, those measured again replaced; long tails beside the fixed lengths of their batch."""
 
-    def place(row: dict[str, Any]) -> tuple[Any, ...]:
-        return row["model"], row["batch"], row["case"]
+    def place(row: Row) -> tuple[str, int, str]:
+        return row.model, row.batch, row.case
 
-    old = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    again = {place(row) for row in fresh}
-    return [row for row in old if place(row) not in again] + fresh
+    again = set(map(place, new))
+    rows = [row for row in old if place(row) not in again] + list(new)
+    fixed = {(row.model, row.batch): row.tokens_per_second for row in rows if row.case == "fixed"}
+    return [
+        dataclasses.replace(row, share_of_fixed=row.tokens_per_second / fixed[row.model, row.batch])
+        if row.case == "long_tail" and (row.model, row.batch) in fixed
+        else row
+        for row in rows
+    ]
 
 
 def _set_up(device: str, threads: int) -> str:
@@ -423,11 +421,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--models: these are {', '.join(names)}")
     hardware = _set_up(flags.device, flags.threads)
     asked = Asked(flags.device, flags.batches, flags.cases, flags.baselines, flags.repeats, hardware)
-    rows = [row for load in loads if load.model in wanted for row in measure(load, asked)]
+    measured = [row for load in loads if load.model in wanted for row in measure(load, asked)]
+    old: list[Row] = []
+    if flags.json is not None and flags.json.is_file():
+        old = [Row(**row) for row in json.loads(flags.json.read_text(encoding="utf-8"))]
+    rows = merged(old, measured)
     print(f"\n{hardware}\ntokens per second\n\n{_HEADING}")
-    print("\n".join(line(row) for row in rows))
+    print("\n".join(map(line, rows)))
     if flags.json is not None:
-        flags.json.write_text(json.dumps(merged(flags.json, rows), indent=1) + "\n", encoding="utf-8")
+        table = [dataclasses.asdict(row) for row in rows]
+        flags.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

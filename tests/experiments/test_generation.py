@@ -42,12 +42,23 @@ def test_the_arithmetic_of_the_limit_is_that_of_the_traced_programs(load):
     assert count_flops(traced.jaxpr.jaxpr, 1) == pytest.approx(seconds - prefill + unseen, rel=0.01)
 
 
-def test_rows_that_are_measured_again_replace_those_of_the_file(tmp_path):
-    file = tmp_path / "rows.json"
-    file.write_text(json.dumps([{"model": "a", "batch": b, "case": "fixed", "ratio": 1.0} for b in (16, 64)]))
+def test_rows_that_are_measured_again_replace_the_old_ones_and_long_tails_are_held_against_fixed_lengths():
     fields = {name: None for name in generation.Row.__dataclass_fields__}
-    row = generation.Row(**{**fields, "model": "a", "batch": 16, "case": "fixed", "ratio": 3.0})
-    assert [(one["batch"], one["ratio"]) for one in merged(file, [row])] == [(64, 1.0), (16, 3.0)]
+
+    def row(batch, case, rate):
+        return generation.Row(
+            **{**fields, "model": "a", "batch": batch, "case": case, "tokens_per_second": rate}
+        )
+
+    old = [row(16, "fixed", 10.0), row(64, "fixed", 40.0), row(64, "long_tail", 20.0)]
+    rows = merged(old, [row(16, "long_tail", 9.0), row(64, "fixed", 50.0)])
+    told = [(one.batch, one.case, one.tokens_per_second, one.share_of_fixed) for one in rows]
+    assert told == [
+        (16, "fixed", 10.0, None),
+        (64, "long_tail", 20.0, 0.4),
+        (16, "long_tail", 9.0, 0.9),
+        (64, "fixed", 50.0, None),
+    ]
 
 
 @pytest.mark.slow

@@ -24,6 +24,11 @@ class TokenTexts:
     inside: tuple[bytes, ...]  # behind other tokens that say something
     first: tuple[bytes, ...]  # as the first token that says something: sentencepiece drops a space there
 
+    def of(self, vocabulary_size: int) -> TokenTexts:
+        """Return the texts of a model's vocabulary, whose tokens behind the tokenizer's say nothing."""
+        silent = (b"",) * (vocabulary_size - len(self.inside))
+        return TokenTexts(self.inside + silent, self.first + silent)
+
 
 def character_texts(characters: str, first_id: int) -> TokenTexts:
     """Return the texts of tokens that are one character each, behind `first_id` that say nothing."""

@@ -36,7 +36,8 @@ class Sampler:
         self._pad_id = tokenizer.pad_id
         self._stops = None
         if rollout.stop_strings:
-            table = stop_transitions(rollout.stop_strings, tokenizer.token_texts())
+            texts = tokenizer.token_texts().of(model.config.vocabulary_size)
+            table = stop_transitions(rollout.stop_strings, texts)
             # Every device has the whole table, and gets it once.
             self._stops = StopTable(
                 jax.make_array_from_callback(table.shape, layout.sharding(()), lambda index: table[index])

@@ -68,7 +68,7 @@ def _load(config: Config, role: str, decoder: DecoderConfig) -> RoleLoad:
         model=model_size(decoder, holds_tokens_head(role)),
         trained=settings is not None,
         generations=responses if role == generating_role(config) else 0,
-        scores=responses if role in ("reward", "cost") else 0 if role == "generator" else 1,
+        scores=_scores(config, role, responses),
         updates=updates,
         minibatch_sequences=minibatch,
         microbatch_tokens=settings.microbatch_tokens_per_device if settings is not None else 0,
@@ -78,6 +78,13 @@ def _load(config: Config, role: str, decoder: DecoderConfig) -> RoleLoad:
         validates=role in VALIDATING,
         borrows=role == "generator",
     )
+
+
+def _scores(config: Config, role: str, responses: int) -> int:
+    """Return how often a role passes over the step's sequences without learning."""
+    if role == "generator" or (role == "actor" and config.algorithm.off_policy.bypass):
+        return 0
+    return responses if role in VALIDATING else 1
 
 
 def _adapter_parameters(role: str, decoder: DecoderConfig, adapters: Adapters) -> int:

@@ -13,7 +13,9 @@ import heapq
 import math
 from collections.abc import Iterator, Sequence
 
-from jaxflow.mapping.colocated import SetOption, set_options, undominated
+from jaxflow.engine.layout_rules import Parallelism
+from jaxflow.mapping import memory
+from jaxflow.mapping.colocated import SetOption, room, set_options, undominated
 from jaxflow.mapping.devices import DeviceGroup
 from jaxflow.mapping.engine_profile import EngineProfile
 from jaxflow.mapping.layouts import Freedom, divisors
@@ -304,6 +306,27 @@ class _Allocation:
             self._found = (total, whole, {block: (option, size) for block, option, size in placed})
 
 
+_UNCUT = Parallelism(data=1, fsdp=1, tensor=1, generation_tensor=1, pipe=1, generation_pipe=1)
+
+
+def hopeless(problem: Problem) -> bool:
+    """Return whether the roles' state alone, cut over all devices, is more than these may fill: no layout fits then.
+
+    Of a model that may wait in host memory what waits counts while it learns, one model at a time.
+    """
+    settings = [problem.setting(group) for group in range(len(problem.cluster))]
+    have = sum(group.devices * room(one) for group, one in zip(problem.cluster, settings, strict=True))
+    kept, learning = 0.0, 0.0
+    for load in problem.loads:
+        rest = memory.at_rest(load, _UNCUT, settings[0])
+        waiting = memory.parked(load, rest) if problem.freedom.offload else 0.0
+        kept += rest.total - waiting
+        if load.trained:
+            gradients = memory.gradient_bytes(load, _UNCUT, settings[0]) if rest.gradients == 0.0 else 0.0
+            learning = max(learning, waiting + gradients)
+    return kept + learning > have
+
+
 def search(problem: Problem, wanted: int = 4) -> tuple[Mapping, ...]:
     """Return the fastest mapping and its runners-up, each of another partition; empty where nothing fits."""
-    return Search(problem, wanted).run()
+    return () if hopeless(problem) else Search(problem, wanted).run()

@@ -178,9 +178,48 @@ def test_weights_for_a_generator_of_another_kind_take_the_slower_network():
     assert switch("b200") == switch("h100")
 
 
+ENORMOUS = {
+    "cluster__devices__hosts": 1,
+    "actor__model__layers": 4096,
+    "actor__model__width": 65536,
+    "actor__model__mlp_width": 262144,
+    "actor__model__heads": 512,
+    "actor__model__kv_heads": 512,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cluster__devices__hosts": 1, "cluster__devices__devices_per_host": 1}, "tokens/s"),
+        ({"cluster__devices__hosts": 1, "cluster__devices__devices_per_host": 13}, "tokens/s"),
+        ({"cluster__devices__hosts": 3, "cluster__devices__devices_per_host": 5}, "tokens/s"),
+        (ENORMOUS, "nothing tried makes it fit"),
+        ({"rollout__parts": 5}, "no layout of actor, critic, reference"),
+        ({"actor__model__heads": 7, "actor__model__kv_heads": 7, "actor__model__width": 7}, "tokens/s"),
+    ],
+)
+def test_whatever_is_asked_for_has_one_answer(changes, said):
+    asked = config(**{**BIG, "cluster__devices__kind": "h100", **changes})
+    try:
+        planned = plan_config(asked, VOCABULARY, ROLES)
+        text = "\n".join(describe_plan(planned.plan, planned.runners_up, planned.mends))
+    except UserError as error:
+        text = str(error)
+    assert said in text
+
+
 def test_devices_of_no_kind_are_asked_for():
     with pytest.raises(UserError, match=r"cluster\.devices\.kind is empty"):
         plan_config(config(cluster__platform="gpu"), VOCABULARY, ROLES)
+
+
+def test_a_policy_that_takes_the_samplers_word_does_not_score():
+    told, taken = (
+        make_plan(config(algorithm__off_policy__bypass=bypass), VOCABULARY, ROLES) for bypass in (False, True)
+    )
+    stages_of = [{call.stage for pool in plan.pools for call in pool.calls} for plan in (told, taken)]
+    assert stages_of[0] - stages_of[1] == {"old_log_prob"}
 
 
 def pool(name: str, *calls: PlannedCall) -> PlannedPool:

@@ -12,7 +12,7 @@ from jaxflow.mapping.devices import DEVICES, DeviceGroup
 from jaxflow.mapping.engine_profile import JAXFLOW, MEGATRON_VLLM
 from jaxflow.mapping.layouts import Freedom
 from jaxflow.mapping.memory import at_rest
-from jaxflow.mapping.search import Problem, partitions, pool_sizes, search
+from jaxflow.mapping.search import Problem, Search, hopeless, partitions, pool_sizes, search
 from jaxflow.models.decoder_config import DecoderConfig
 
 SMALL = DecoderConfig(
@@ -171,6 +171,19 @@ def test_offload_makes_room_and_costs_time():
     roomy = DeviceGroup(dataclasses.replace(CARD, memory_bytes=50e9), 1, 1)
     best = search(problem(JAXFLOW, roomy, freedom=dataclasses.replace(EVERYTHING, offload=True)))[0]
     assert not best.sets[0].option.offload
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("engine", [JAXFLOW, MEGATRON_VLLM])
+def test_what_is_called_hopeless_fits_nowhere(engine, offload):
+    freedom = dataclasses.replace(EVERYTHING, offload=offload)
+    told = {}
+    for memory_bytes in (0.4e9, 0.8e9, 1.6e9, 3.2e9, 6.4e9):
+        card = dataclasses.replace(CARD, memory_bytes=memory_bytes)
+        case = problem(engine, DeviceGroup(card, 1, 4), freedom=freedom)
+        told[memory_bytes] = hopeless(case)
+        assert not (told[memory_bytes] and Search(case, 1).run())
+    assert told[0.4e9] and not told[6.4e9]
 
 
 @pytest.mark.parametrize("devices", [1, 2, 7, 13])

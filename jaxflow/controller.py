@@ -361,6 +361,11 @@ def batches_of(job: Job, dataflow: Dataflow) -> PromptBatches | SupervisedBatche
     """
     data, seed = job.config.data, job.config.run.seed
     if dataflow.batches != PROMPTS:
+        if len(job.source.train) < data.prompts_per_step:
+            raise UserError(
+                f"{len(job.source.train):,} rows are fewer than the {data.prompts_per_step:,} of one step; lower"
+                " data.prompts_per_step or add rows"
+            )
         return SupervisedBatches(job.source.train, data.prompts_per_step, data.shuffle, seed)
     samples = job.config.rollout.samples_per_prompt
     return PromptBatches(job.source.train, data.prompts_per_step, samples, data.shuffle, seed, LENGTH_UNIT)

@@ -39,14 +39,13 @@ from jaxflow.config import (
     override,
     to_json,
 )
-from jaxflow.data.source import Source, load_source, load_supervised_source, load_tokenizer
-from jaxflow.data.supervised import Keys, Limits
-from jaxflow.data.tokenizer import Tokenizer
-from jaxflow.dataflow import PROMPTS, load_dataflow
+from jaxflow.data.source import load_tokenizer
+from jaxflow.dataflow import load_dataflow
 from jaxflow.job import Job
 from jaxflow.mapping.auto import chosen
 from jaxflow.plan_command import PlanFiles, plan_lines, players
 from jaxflow.run_directory import Checkpoint, RunDirectory
+from jaxflow.run_rows import pretraining_rows, step_rows
 from jaxflow.stop import Stop, Stopped
 from jaxflow.supervisor import Failure, Supervisor
 from jaxflow.tracking.console import Console
@@ -159,14 +158,19 @@ def prepare(config: Config) -> Job:
     if config.rollout.stop_strings:
         tokenizer.token_texts()  # again in the worker, but there it would be refused late
     dataflow, files = load_dataflow(config.algorithm.name), bool(config.data.train_files)
-    source = _source(config, dataflow.batches, tokenizer)
+    placed = {role for pool in config.cluster.pools.values() for role in pool.roles}
+    source = step_rows(config, tokenizer)
+    if "pretraining" in dataflow.playing(placed) and config.data.pretraining_files:
+        (said, _) = pretraining_rows(
+            config, tokenizer
+        ).report  # again in the worker, but there it would come late
+        source = dataclasses.replace(source, report=(*source.report, f"pretraining: {said}"))
     if config.run.total_epochs > 0:
         steps = config.run.total_epochs * len(source.train) // config.data.prompts_per_step
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, total_steps=max(1, steps)))
     if config.cost.function:
         with contextlib.closing(choose_judge(config.cost, files)) as judge:
             judge.check()
-    placed = {role for pool in config.cluster.pools.values() for role in pool.roles}
     if dataflow.answers(placed):
         with contextlib.closing(choose_judge(config.reward, files)) as judge:
             judge.check()  # again in the worker, but there it would come late
@@ -174,36 +178,6 @@ def prepare(config: Config) -> Job:
                 {row.data_source for row in (*source.train_prompts, *source.validation_prompts)}
             )
     return Job(config, batch_algebra.derive(config, tokenizer.vocabulary_size), tokenizer, source)
-
-
-def _source(config: Config, batches: str, tokenizer: Tokenizer) -> Source:
-    """Read the rows that the algorithm's batches are made of."""
-    data, files = config.data, (config.data.train_files, config.data.validation_files)
-    if batches == PROMPTS:
-        return load_source(
-            data.task,
-            *files,
-            tokenizer,
-            data.prompt_key,
-            data.seed_key,
-            data.max_prompt_tokens,
-            data.overlong_prompts,
-            data.validation_prompts,
-            config.run.seed,
-        )
-    keys = Keys(
-        data.prompt_key,
-        data.response_key,
-        data.chosen_key,
-        data.rejected_key,
-        data.label_key,
-        data.margin_key,
-        data.chosen_safe_key,
-        data.rejected_safe_key,
-    )
-    limits = Limits(data.max_prompt_tokens, config.rollout.max_response_tokens, data.overlong_prompts)
-    rows, seed = data.validation_prompts, config.run.seed
-    return load_supervised_source(batches, data.task, *files, tokenizer, keys, limits, rows, seed)
 
 
 def _resume(job: Job, directory: RunDirectory, console: Console) -> Checkpoint | None:

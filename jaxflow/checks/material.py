@@ -76,8 +76,8 @@ def task_problems(config: Config) -> Iterator[str]:
 
 def file_problems(config: Config) -> Iterator[str]:
     data, function = config.data, config.reward.function
-    for key, files in (("train_files", data.train_files), ("validation_files", data.validation_files)):
-        for file in map(pathlib.Path, files):
+    for key in ("train_files", "validation_files", "pretraining_files"):
+        for file in map(pathlib.Path, vars(data)[key]):
             if file.suffix not in (".jsonl", ".parquet"):
                 yield f"data.{key}: {file} is neither .jsonl nor .parquet"
             elif not file.is_file():

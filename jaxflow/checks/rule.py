@@ -237,5 +237,10 @@ def _pretraining_problems(config: Config, dataflow: Dataflow) -> Iterator[str]:
         )
     elif coefficient == 0 and placed and "pretraining" in dataflow.cast:
         yield "algorithm.ptx_coefficient = 0, but a pool has the role pretraining: take it out, or set a coefficient"
-    if placed and config.data.train_files:
-        yield "the role pretraining imitates the built-in task's solutions, which data.train_files replaces"
+    if placed and config.data.train_files and not config.data.pretraining_files:
+        yield (
+            "the role pretraining imitates the built-in task's solutions, which data.train_files replaces: set"
+            " data.pretraining_files to demonstrations of your own"
+        )
+    if config.data.pretraining_files and not placed:
+        yield "data.pretraining_files are of the role pretraining, and no pool has it: add it to one, or unset them"

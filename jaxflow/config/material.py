@@ -15,12 +15,17 @@ class DataConfig:
     task: str = "addition"  # built-in task, used while `train_files` is empty
     train_files: tuple[str, ...] = ()  # .jsonl or .parquet
     validation_files: tuple[str, ...] = ()
+    # .jsonl or .parquet of prompts and responses that the role pretraining imitates (ptx); empty: the built-in task's
+    # own solutions.
+    pretraining_files: tuple[str, ...] = ()
     tokenizer: str = ""  # Hugging Face tokenizer directory; empty: the built-in task's own
     prompt_key: str = "prompt"  # column: text or chat messages
     seed_key: str = (
         ""  # column: a row's own sampling seed, in place of run.seed and the step; empty: none has one
     )
-    response_key: str = "response"  # of sft: text, or a chat of one message; also found: completion, messages
+    response_key: str = (
+        "response"  # of demonstrations: text, or a chat of one message; also: completion, messages
+    )
     chosen_key: str = "chosen"  # of pairs; also found: PKU-SafeRLHF's response_0, response_1
     rejected_key: str = "rejected"
     label_key: str = (

@@ -115,7 +115,7 @@ def _reader(path: pathlib.Path) -> Callable[[pathlib.Path, Columns], Iterator[tu
         raise UserError(f"data file {str(path)!r} is neither .jsonl nor .parquet; convert or rename it")
     if not path.is_file():
         raise UserError(
-            f"data file {str(path)!r} does not exist; check data.train_files and data.validation_files"
+            f"data file {str(path)!r} does not exist; check data.train_files, validation_files, pretraining_files"
         )
     return readers[path.suffix]
 

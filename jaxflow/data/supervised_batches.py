@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxflow.data.batches import answered, endless_batches
 from jaxflow.data.supervised import DemonstrationRow, JudgedRow, PreferenceRow
-from jaxflow.types import Demonstrations, Judgements, Preferences, UserError
+from jaxflow.types import Demonstrations, Judgements, Preferences
 
 SupervisedRow = DemonstrationRow | JudgedRow | PreferenceRow
 SupervisedBatch = Demonstrations | Judgements | Preferences
@@ -18,16 +18,7 @@ class SupervisedBatches:
     """The batches of every step of a run, in any order of asking; all of one kind of rows."""
 
     def __init__(self, rows: Sequence[SupervisedRow], rows_per_step: int, shuffle: bool, seed: int) -> None:
-        """Lay out the run's rows; with `shuffle` each epoch is a new permutation of them.
-
-        Raises:
-            UserError: there are fewer rows than one step takes.
-        """
-        if len(rows) < rows_per_step:
-            raise UserError(
-                f"{len(rows):,} rows are fewer than the {rows_per_step:,} of one step; lower"
-                " data.prompts_per_step or add rows"
-            )
+        """Lay out the run's rows, over and over; with `shuffle` each epoch is a new permutation of them."""
         self._batches = endless_batches(rows, rows_per_step, shuffle, seed)
         self._width = _longest(rows)
 

@@ -10,10 +10,11 @@ import numpy as np
 
 from jaxflow.batch_algebra import Derived
 from jaxflow.config import Config
-from jaxflow.data.batches import DemonstrationBatches
-from jaxflow.data.source import load_source, load_tokenizer
+from jaxflow.data.source import load_tokenizer
+from jaxflow.data.supervised_batches import SupervisedBatches
 from jaxflow.models.decoder_config import DecoderConfig
-from jaxflow.types import Demonstrations, Prompts, Rollout, Scores, UserError
+from jaxflow.run_rows import pretraining_rows
+from jaxflow.types import Demonstrations, Prompts, Rollout, Scores
 from jaxflow.workers.place import Place
 from jaxflow.workers.protocol import exposed
 from jaxflow.workers.reward import Reward
@@ -55,26 +56,12 @@ class CostModel(RewardModel):
 
 
 class Pretraining:
-    """Demonstrations that the policy keeps imitating while it learns from rewards: the built-in task's solutions."""
+    """Demonstrations that the policy keeps imitating while it learns from rewards: of files, or the task's own."""
 
     def __init__(self, config: Config, derived: Derived, place: Place):
-        data, tokenizer = config.data, load_tokenizer(config.data.task, config.data.tokenizer)
-        source = load_source(
-            data.task,
-            data.train_files,
-            data.validation_files,
-            tokenizer,
-            data.prompt_key,
-            data.seed_key,
-            data.max_prompt_tokens,
-            data.overlong_prompts,
-            data.validation_prompts,
-            config.run.seed,
-        )
-        if source.solution is None:
-            raise UserError("pretraining needs solutions to imitate, and these prompts have none")
-        rows, seed = derived.sequences_per_step, config.run.seed
-        self._batches = DemonstrationBatches(source.train, source.solution, tokenizer, rows, seed)
+        tokenizer = load_tokenizer(config.data.task, config.data.tokenizer)
+        source = pretraining_rows(config, tokenizer)
+        self._batches = SupervisedBatches(source.train, derived.sequences_per_step, True, config.run.seed)
 
     @exposed("pretraining", DP_PROTO)
     def batch(self, prompts: Prompts) -> Demonstrations:

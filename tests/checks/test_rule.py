@@ -148,6 +148,20 @@ def test_remax_needs_no_group_and_a_temperature():
             "algorithm.ptx_coefficient = 0, but a pool",
         ),
         ({"cluster__pools__main__roles": ROLES}, "safe_rlhf needs a role cost_critic, and no pool has it"),
+        (
+            {"data__pretraining_files": ["/nowhere.jsonl"]},
+            "data.pretraining_files: no such file: /nowhere.jsonl",
+        ),
+        ({"data__pretraining_files": ["/nowhere.txt"]}, "/nowhere.txt is neither .jsonl nor .parquet"),
+        ({"data__pretraining_files": ["/nowhere.jsonl"]}, "are of the role pretraining, and no pool has it"),
+        (
+            {
+                "cluster__pools__main__roles": [*SAFE, "pretraining"],
+                "algorithm__ptx_coefficient": 1.0,
+                "data__train_files": ["/nowhere.jsonl"],
+            },
+            "set data.pretraining_files to demonstrations of your own",
+        ),
     ],
 )
 def test_each_unmet_need_of_the_constraint_is_named(tmp_path, changes, expected):

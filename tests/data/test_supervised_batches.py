@@ -1,11 +1,13 @@
 """Rows with their responses become batches: every token at its place, every epoch whole, one width for all steps."""
 
+import collections
+
 import numpy as np
 import pytest
 
 from jaxflow.data.supervised import DemonstrationRow, JudgedRow, PreferenceRow
 from jaxflow.data.supervised_batches import SupervisedBatches, held_out_batch
-from jaxflow.types import Demonstrations, Judgements, Preferences, PromptRow, UserError
+from jaxflow.types import Demonstrations, Judgements, Preferences, PromptRow
 
 
 def asked(number):
@@ -76,6 +78,8 @@ def test_every_epoch_has_each_row_once_and_steps_are_functions_of_their_number(k
     assert (epochs[0] == epochs[1]) == (not shuffle)
 
 
-def test_fewer_rows_than_a_step_takes_are_refused():
-    with pytest.raises(UserError, match=r"10 rows are fewer than the 11 of one step; lower data\.prompts"):
-        SupervisedBatches(ROWS["judgements"], 11, True, 0)
+def test_a_step_may_take_more_rows_than_there_are():
+    """What is imitated beside a step's prompts may be few; each comes as often as any other, to one."""
+    batch = SupervisedBatches(ROWS["demonstrations"], 25, True, 0).at(0)
+    counts = collections.Counter(sequences(batch))
+    assert sorted(set(counts.values())) == [2, 3] and sum(counts.values()) == 25

@@ -1,9 +1,12 @@
 """The roles of a constraint: costs by a function or a model, and demonstrations that come with the prompts."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import tiny
 from runs import config_of
@@ -103,3 +106,23 @@ def test_demonstrations_follow_step_and_place_of_the_prompts_and_nothing_else(tm
     solution = TASK.tokenizer.decode(tokens[whole.response_mask[0]].tolist())
     (row,) = {row.prompt: row for row in TASK.train_rows(0) if row.prompt == prompt}.values()
     assert solution == TASK.solution(row)
+
+
+def test_demonstrations_of_files_take_the_place_of_the_task_s_however_few(tmp_path):
+    rows = [{"prompt": f"{n}+1=", "response": str(n + 1)} for n in range(3)]
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "some.parquet")
+    told = []
+    for file in ("some.jsonl", "some.parquet"):
+        config, derived = setting(tmp_path, data__pretraining_files=[str(tmp_path / file)])
+        told.append(Pretraining(config, derived, PLACE).batch(PromptBatches(ROWS, 4, 4, True, 0, 8).at(1)))
+    tiny.assert_same_bits(*told)
+    read = [
+        tuple(TASK.tokenizer.decode(tokens[part].tolist()) for part in (~mask & (tokens > 0), mask))
+        for tokens, mask in zip(told[0].tokens, told[0].response_mask, strict=True)
+    ]
+    assert len(read) == 16 and set(read) == {(row["prompt"], row["response"]) for row in rows}
+    (tmp_path / "bad.jsonl").write_text(json.dumps(rows[0]) + "\n" + json.dumps({"prompt": "1+1="}) + "\n")
+    config, derived = setting(tmp_path, data__pretraining_files=[str(tmp_path / "bad.jsonl")])
+    with pytest.raises(UserError, match=r"bad\.jsonl:2: no 'completion' among prompt"):
+        Pretraining(config, derived, PLACE)

@@ -216,9 +216,10 @@ def _learning(bench: _Bench, load: RoleLoad, model: Model, layout: Layout) -> It
         limit = float(config.rollout.max_response_tokens)
         loss = ValueLoss(rule.value_clip, rule.loss_aggregation, limit, role=load.role)
     optimizer = optimizer_of(settings.optimizer, load.updates * config.run.total_steps)
-    trainer = Trainer(model, layout, optimizer, loss, 1.0, settings.microbatch_tokens_per_device)
+    budget, balance = settings.microbatch_tokens_per_device, settings.router_aux_loss_coefficient
+    trainer = Trainer(model, layout, optimizer, loss, 1.0, budget, balance)
     parallel = parallelism(bench.pool.mesh)
-    rows = _rows(bench, parallel, load.minibatch_sequences, settings.microbatch_tokens_per_device)
+    rows = _rows(bench, parallel, load.minibatch_sequences, budget)
     batch = _batch(layout, rows, bench.length())
     accumulate, apply = trainer.trace(batch)
     rest = at_rest(load, parallel, bench.setting)

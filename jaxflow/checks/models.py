@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 
-from jaxflow.config import Config
+from jaxflow.config import Config, LoraConfig
 from jaxflow.models.adapters import ATTENTION_TARGETS, MLP_TARGETS, TARGETS
 from jaxflow.models.decoder_config import DecoderConfig
 
@@ -22,7 +22,7 @@ def models(config: Config) -> Iterator[tuple[str, DecoderConfig]]:
 
 
 def adapter_problems(config: Config) -> Iterator[str]:
-    """Say which weights cannot have adapters."""
+    """Say which weights cannot have adapters, and which routers no loss can even out."""
     own_shape = not config.critic_model.same_backbone(config.actor.model)
     if config.critic.lora.rank > 0 and own_shape and not config.critic.weights:
         yield (
@@ -33,6 +33,7 @@ def adapter_problems(config: Config) -> Iterator[str]:
         ("actor", config.actor.lora, config.actor.model),
         ("critic", config.critic.lora, config.critic_model),
     ):
+        yield from _balance_problems(role, vars(config)[role].router_aux_loss_coefficient, lora, model)
         if lora.rank == 0:
             continue
         path = f"{role}.lora.targets"
@@ -51,6 +52,14 @@ def adapter_problems(config: Config) -> Iterator[str]:
             )
         if lora.rank > model.width:
             yield f"{role}.lora.rank = {lora.rank} is above the model's width = {model.width}: nothing is low about it"
+
+
+def _balance_problems(role: str, coefficient: float, lora: LoraConfig, model: DecoderConfig) -> Iterator[str]:
+    path = f"{role}.router_aux_loss_coefficient = {coefficient:g}"
+    if coefficient > 0.0 and model.experts == 0:
+        yield f"{path} is of a mixture of experts, and the model has none: set it to 0"
+    elif coefficient > 0.0 and lora.rank > 0:
+        yield f"{path}: beside adapters ({role}.lora.rank = {lora.rank}) no router is trained; set it to 0"
 
 
 def model_problems(path: str, model: DecoderConfig, vocabulary_size: int | None) -> Iterator[str]:

@@ -25,10 +25,10 @@ from jaxtyping import Array, Float
 
 from jaxflow.engine.batching import MicroBatch
 from jaxflow.engine.sharding import Layout
-from jaxflow.models.layers import Block, OverLayers, scan_layers
+from jaxflow.models.layers import Block, OverLayers, Stream, scan_layers
 
 _MICROBATCHES_PER_STAGE = 4  # at most: a bubble below a fifth, and micro-batches no smaller than that takes
-_SLOTS = ("layers", "replicas", "batch", None, None)
+_SLOTS = ("layers", "replicas", "batch")  # and whatever a row has
 
 
 def microbatches(rows: int, stages: int) -> int:
@@ -82,57 +82,66 @@ class _Pipeline:
     def __init__(self, layout: Layout):
         self._outer, self._layout, self._stages = layout, _replica_apart(layout), layout.stages
 
-    def __call__(self, block: Block, x: Float[Array, "B T D"], stacked: Any) -> Float[Array, "B T D"]:
+    def __call__(self, block: Block, stream: Stream, stacked: Any) -> Stream:
         """Run all layers; `block` runs in the layout `inside_stages`."""
         stages, axes = self._stages, self._layout.axes
-        cut = self._cut(x)
+        cut = jax.tree.map(self._cut, stream)
         weights = jax.tree.map(self._of_replicas, stacked)
 
         # One dimension for stages and replicas, each of which lies on devices of its own.
         places = self._ways("layers") * self._ways("replicas")
         weights = jax.tree.map(lambda weight: weight.reshape(places, *weight.shape[2:]), weights)
         at_every_place = jax.vmap(
-            lambda x, weights: scan_layers(block, x, weights),
+            lambda stream, weights: scan_layers(block, stream, weights),
             spmd_axis_name=(*axes["layers"], *axes["replicas"]),
         )
 
-        def tick(slots: Float[Array, "p R b T D"], arriving: Float[Array, "R b T D"]):
-            slots = self._shifted(slots, arriving)
-            done = at_every_place(slots.reshape(places, *slots.shape[2:]), weights)
-            slots = self._layout.constrain(done.reshape(slots.shape), _SLOTS)
+        def tick(slots: Stream, arriving: Stream):
+            slots = jax.tree.map(self._shifted, slots, arriving)
+            at_places = jax.tree.map(lambda x: x.reshape(places, *x.shape[2:]), slots)
+            done = at_every_place(at_places, weights)
+            slots = jax.tree.map(lambda x, like: self._bound(x.reshape(like.shape), _SLOTS), done, slots)
             # What leaves the last stage, on the devices of all: each holds a part of the vocabulary.
-            return slots, self._layout.constrain(slots[-1], _SLOTS[1:])
+            return slots, jax.tree.map(lambda x: self._bound(x[-1], _SLOTS[1:]), slots)
 
-        # Behind the last micro-batch zeros arrive; they never come out again.
-        arriving = jnp.pad(cut, ((0, stages - 1), *((0, 0),) * (cut.ndim - 1)))
-        empty = self._layout.constrain(jnp.zeros((stages, *cut.shape[1:]), x.dtype), _SLOTS)
-        _, leaving = jax.lax.scan(tick, empty, arriving)
-        return self._whole(leaving[stages - 1 :], x.shape[0])
+        def followed(x: Float[Array, "m R b T *D"]) -> Float[Array, "m+p-1 R b T *D"]:
+            """Let zeros arrive behind the last micro-batch; they never come out again."""
+            return jnp.pad(x, ((0, stages - 1), *((0, 0),) * (x.ndim - 1)))
+
+        def empty(x: Float[Array, "m R b T *D"]) -> Float[Array, "p R b T *D"]:
+            return self._bound(jnp.zeros((stages, *x.shape[1:]), x.dtype), _SLOTS)
+
+        _, leaving = jax.lax.scan(tick, jax.tree.map(empty, cut), jax.tree.map(followed, cut))
+        return jax.tree.map(lambda x, whole: self._whole(x[stages - 1 :], len(whole)), leaving, stream)
+
+    def _bound(self, x: Array, names: tuple[str | None, ...]) -> Array:
+        return self._layout.constrain(x, (*names, *(None,) * (x.ndim - len(names))))
 
     def _ways(self, name: str) -> int:
         return math.prod(self._layout.mesh.shape[axis] for axis in self._layout.axes[name])
 
-    def _cut(self, x: Float[Array, "B T D"]) -> Float[Array, "m R b T D"]:
+    def _cut(self, x: Float[Array, "B T *D"]) -> Float[Array, "m R b T *D"]:
         """Deal each device's rows to the micro-batches in turn, so that none leaves it; zeros fill the last ones."""
         replicas, experts = self._ways("replicas"), self._ways("batch")
         rows = -(-x.shape[0] // (replicas * experts))
         m = microbatches(rows, self._stages)
-        x = jnp.pad(x, ((0, rows * replicas * experts - x.shape[0]), (0, 0), (0, 0)))
+        untouched = ((0, 0),) * (x.ndim - 1)
+        x = jnp.pad(x, ((0, rows * replicas * experts - x.shape[0]), *untouched))
         x = x.reshape(replicas, experts, rows, *x.shape[1:])
-        x = jnp.pad(x, ((0, 0), (0, 0), (0, -rows % m), (0, 0), (0, 0)))
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, -rows % m), *untouched))
         x = x.reshape(replicas, experts, -1, m, *x.shape[3:])
         x = jnp.moveaxis(x, 3, 0).reshape(m, replicas, -1, *x.shape[4:])
-        return self._layout.constrain(x, (None, *_SLOTS[1:]))
+        return self._bound(x, (None, *_SLOTS[1:]))
 
-    def _whole(self, parts: Float[Array, "m R b T D"], rows: int) -> Float[Array, "B T D"]:
+    def _whole(self, parts: Float[Array, "m R b T *D"], rows: int) -> Float[Array, "B T *D"]:
         """Put the rows of all micro-batches back into their order, those of padding left out."""
         replicas, experts = self._ways("replicas"), self._ways("batch")
-        m, length, width = parts.shape[0], *parts.shape[3:]
+        m, row = parts.shape[0], parts.shape[3:]
         each = -(-rows // (replicas * experts))
-        x = jnp.moveaxis(parts.reshape(m, replicas, experts, -1, length, width), 0, 3)
-        x = x.reshape(replicas, experts, -1, length, width)[:, :, :each]
-        x = x.reshape(-1, length, width)[:rows]
-        return self._outer.constrain(x, ("batch", None, None))
+        x = jnp.moveaxis(parts.reshape(m, replicas, experts, -1, *row), 0, 3)
+        x = x.reshape(replicas, experts, -1, *row)[:, :, :each]
+        x = x.reshape(-1, *row)[:rows]
+        return self._outer.constrain(x, ("batch", *(None,) * len(row)))
 
     def _of_replicas(self, weight: Array) -> Array:
         """Give every replica the stages' weights [p, R, L/p, …]; its gradient is the sum over them, taken once."""
@@ -142,8 +151,8 @@ class _Pipeline:
         spec = PartitionSpec(axes["layers"], axes["replicas"], None, *free)
         return jax.lax.with_sharding_constraint(weight, NamedSharding(self._layout.mesh, spec))
 
-    def _shifted(self, slots: Float[Array, "p R b T D"], arriving: Float[Array, "R b T D"]):
+    def _shifted(self, slots: Float[Array, "p R b T *D"], arriving: Float[Array, "R b T *D"]):
         """Hand every slot to the next stage; the first stage takes what arrives."""
-        first = jnp.arange(self._stages).reshape(-1, 1, 1, 1, 1) == 0
+        first = jnp.arange(self._stages).reshape(-1, *(1,) * (slots.ndim - 1)) == 0
         slots = jnp.where(first, arriving, jnp.roll(slots, 1, axis=0))
-        return self._layout.constrain(slots, _SLOTS)
+        return self._bound(slots, _SLOTS)

@@ -20,7 +20,7 @@ from jaxflow.engine.experts import experts_over
 from jaxflow.engine.pipeline import inside_stages, over_stages
 from jaxflow.engine.rows import Rows
 from jaxflow.engine.sharding import Layout
-from jaxflow.models.layers import Surroundings
+from jaxflow.models.layers import RoutingNotes, Surroundings
 from jaxflow.models.transformer import LanguageModel, Model, Params, ScalarModel
 from jaxflow.types import TokenLogProbs
 
@@ -28,14 +28,17 @@ _LOGIT_CHUNK_ELEMENTS = 1 << 24  # logits alive at once on one device: 64 MiB of
 
 
 def hidden_states(
-    module: LanguageModel | ScalarModel, tokens: Int[Array, "B T"], layout: Layout
-) -> Float[Array, "B T D"]:
-    """Run the decoder over right-padded sequences."""
+    module: LanguageModel | ScalarModel,
+    tokens: Int[Array, "B T"],
+    layout: Layout,
+    notes: RoutingNotes | None = None,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B T *E"] | None]:
+    """Run the decoder over right-padded sequences; say also what of a mixture's routing was to be noted."""
     attend = attention.whole_sequence(layout.mesh.devices.flat[0].platform)
     inside = inside_stages(layout)
-    of_blocks = Surroundings(attend, inside.constrain, mix_experts=experts_over(inside))
+    of_blocks = Surroundings(attend, inside.constrain, mix_experts=experts_over(inside), routing_notes=notes)
     around = Surroundings(attend, layout.constrain, over_stages(layout), of_blocks=of_blocks)
-    return module.backbone(tokens, around)
+    return module.backbone.with_notes(tokens, around)
 
 
 def _positions_per_chunk(rows_per_device: int, length: int, vocabulary_per_device: int) -> int:
@@ -52,6 +55,19 @@ def token_log_probs(
     layout: Layout,
     reference: Params | None = None,
 ) -> TokenLogProbs:
+    """Compute what `noted_log_probs` does, of a model whose routing nobody asks about."""
+    return noted_log_probs(model, params, tokens, temperature, layout, reference, None)[0]
+
+
+def noted_log_probs(
+    model: Model,
+    params: Params,
+    tokens: Int[Array, "B *N T"],
+    temperature: float,
+    layout: Layout,
+    reference: Params | None,
+    notes: RoutingNotes | None,
+) -> tuple[TokenLogProbs, Float[Array, "B *N T"] | None]:
     """Compute log softmax(logits/τ) of each token and the entropy there, never holding [B, T, V].
 
     A row may hold N sequences [B, N, T], which have nothing to do with each other here.
@@ -61,12 +77,14 @@ def token_log_probs(
 
     With the weights of a reference, of the model without adapters, also KL(π ‖ π_ref) = Σ_v π·(log π − log π_ref)
     at each position, exactly and at the same temperature: a second forward pass, and both logits of a chunk at once.
+
+    Beside that what of a mixture's routing was to be noted of each token, else None.
     """
     module, shape = model.bind(params), tokens.shape
     tokens = tokens.reshape(-1, shape[-1])
-    hidden = hidden_states(module, tokens, layout)
+    hidden, noted = hidden_states(module, tokens, layout, notes)
     frozen = None if reference is None else model.base.bind(reference)
-    compared = () if frozen is None else (hidden_states(frozen, tokens, layout),)
+    compared = () if frozen is None else (hidden_states(frozen, tokens, layout)[0],)
     rows, length, _ = hidden.shape
     vocabulary_ways = int(np.prod([layout.mesh.shape[axis] for axis in layout.axes["vocabulary"]]))
     chunk = _positions_per_chunk(
@@ -103,16 +121,28 @@ def token_log_probs(
     def shifted(x):
         return jnp.pad(x[:, :-1], ((0, 0), (1, 0))).reshape(shape)
 
-    return TokenLogProbs(*map(shifted, said))
+    return TokenLogProbs(*map(shifted, said)), None if noted is None else noted.reshape(shape)
 
 
 def token_values(
     model: Model, params: Params, tokens: Int[Array, "B *N T"], layout: Layout
 ) -> Float[Array, "B *N T"]:
     """Compute V_t, the estimate made before token t is chosen (from the hidden state of token t − 1)."""
+    return noted_values(model, params, tokens, layout, None)[0]
+
+
+def noted_values(
+    model: Model,
+    params: Params,
+    tokens: Int[Array, "B *N T"],
+    layout: Layout,
+    notes: RoutingNotes | None,
+) -> tuple[Float[Array, "B *N T"], Float[Array, "B *N T"] | None]:
+    """Compute what `token_values` does, and what of a mixture's routing was to be noted of each token, else None."""
     module, shape = model.bind(params), tokens.shape
-    scalars = module.scalars(hidden_states(module, tokens.reshape(-1, shape[-1]), layout))
-    return jnp.pad(scalars[:, :-1], ((0, 0), (1, 0))).reshape(shape)
+    hidden, noted = hidden_states(module, tokens.reshape(-1, shape[-1]), layout, notes)
+    values = jnp.pad(module.scalars(hidden)[:, :-1], ((0, 0), (1, 0))).reshape(shape)
+    return values, None if noted is None else noted.reshape(shape)
 
 
 class Scorer:

@@ -19,11 +19,12 @@ import optax
 from jax.stages import Traced
 from jaxtyping import Array, Bool, Int
 
+from jaxflow.engine.balance import Load, balance_loss, choice_notes, choices, counted_tokens, load_notes
 from jaxflow.engine.batching import MicroBatch, plan_blocks, sequences_per_row, take
 from jaxflow.engine.optimizer import Optimizer
 from jaxflow.engine.pipeline import bubble
 from jaxflow.engine.rows import Rows
-from jaxflow.engine.score import token_log_probs, token_values
+from jaxflow.engine.score import hidden_states, noted_log_probs, noted_values
 from jaxflow.engine.sharding import Layout
 from jaxflow.engine.state import TrainState, abstract_state, state_shardings
 from jaxflow.models.adapters import join
@@ -63,6 +64,7 @@ class _Sizes:
 
     lengths: Int[np.ndarray, "B"]
     response_tokens: Int[np.ndarray, "B"]
+    counted_tokens: Int[np.ndarray, "B"]  # by which the experts' load is measured
 
 
 _Lesson = tuple[TrainingBatch, _Sizes, Loss]
@@ -72,7 +74,8 @@ class Trainer:
     """Runs optimizer updates of one model under one loss.
 
     `reference`, where set, are frozen weights of the same decoder on the same layout: the model then tells its loss
-    how far it is from them.
+    how far it is from them. With a `balance_coefficient` above 0 the load of a mixture's experts is evened out as well
+    (balance.py): a forward pass counts the choices of a mini-batch before the passes that learn from it.
     """
 
     def __init__(
@@ -83,11 +86,12 @@ class Trainer:
         loss: Loss,
         temperature: float,
         tokens_per_device: int,
+        balance_coefficient: float = 0.0,
     ):
         self.model, self.layout = model, layout
         self.transformation = optimizer.transformation()
         self._loss, self._temperature = loss, temperature
-        self._tokens_per_device = tokens_per_device
+        self._tokens_per_device, self._balance = tokens_per_device, balance_coefficient
         self.reference: Params | None = None
         self._rows = Rows(layout.mesh, layout.axes["batch"])
         self._learning_rates = optimizer.learning_rates()
@@ -104,6 +108,7 @@ class Trainer:
             out_shardings=(weights, layout.replicated),
         )
         self._measure = jax.jit(self._loss_of, static_argnums=(3,), out_shardings=layout.replicated)
+        self._choices = jax.jit(self._choices_of, out_shardings=layout.replicated)
         self._apply = jax.jit(
             self._apply_traced, donate_argnums=(0,), out_shardings=(shardings, layout.replicated)
         )
@@ -115,15 +120,24 @@ class Trainer:
         counts: Counts,
         loss: Loss,
         reference: Params | None = None,
+        load: Load | None = None,
     ):
+        notes = None if load is None else load_notes(load, self.model.config)
+        asked = (self.model, params, batch.tokens)
         if self.model.kind is LanguageModel:
-            said = token_log_probs(
-                self.model, params, batch.tokens, self._temperature, self.layout, reference
-            )
+            said, noted = noted_log_probs(*asked, self._temperature, self.layout, reference, notes)
         else:
-            said = token_values(self.model, params, batch.tokens, self.layout)
+            said, noted = noted_values(*asked, self.layout, notes)
         value, parts = loss(said, batch, counts)
-        return value, dict(parts)
+        if load is None:
+            return value, dict(parts)
+        balance = balance_loss(noted, batch.response_mask, load, self.model.config)
+        return value + self._balance * balance, {**parts, "load_balancing_loss": balance}
+
+    def _choices_of(self, params: Params, batch: TrainingBatch) -> Int[Array, "E"]:
+        module, tokens = self.model.bind(params), batch.tokens.reshape(-1, batch.tokens.shape[-1])
+        _, noted = hidden_states(module, tokens, self.layout, choice_notes(self.model.config))
+        return choices(noted.reshape(*batch.tokens.shape, -1), batch.response_mask)
 
     def _accumulate_traced(
         self,
@@ -133,10 +147,11 @@ class Trainer:
         counts: Counts,
         loss: Loss,
         reference: Params | None,
+        load: Load | None,
     ):
         def loss_of(trained: Params):
             whole = join(trained, self.model.frozen(params))
-            return self._loss_of(whole, batch, counts, loss, reference)
+            return self._loss_of(whole, batch, counts, loss, reference, load)
 
         (_, parts), new = jax.value_and_grad(loss_of, has_aux=True)(self.model.trained(params))
         return jax.tree.map(jnp.add, gradients, new), parts
@@ -165,9 +180,11 @@ class Trainer:
             lambda leaf: leaf.update(dtype=jnp.float32), self.model.trained(state.params)
         )
         number = jax.ShapeDtypeStruct((), jnp.int32)
-        counts = Counts(number, number)
+        asked = (batch, Counts(number, number), self._loss, self.reference)
+        often = jax.ShapeDtypeStruct((self.model.config.experts,), jnp.int32)
+        load = Load(often, number) if self._balance > 0.0 else None
         return (
-            self._accumulate.trace(state.params, gradients, batch, counts, self._loss, self.reference),
+            self._accumulate.trace(state.params, gradients, *asked, load),
             self._apply.trace(state, gradients),
         )
 
@@ -184,8 +201,9 @@ class Trainer:
     def _gather_sizes(self, batch: TrainingBatch) -> _Sizes:
         within = tuple(range(1, batch.response_mask.ndim))
         response_tokens = np.sum(batch.response_mask, axis=within, dtype=np.int32)
-        both = self._rows.gather(np.stack([np.asarray(batch.lengths, np.int32), response_tokens], axis=1))
-        return _Sizes(both[:, 0], both[:, 1])
+        counted = counted_tokens(np.asarray(batch.response_mask))
+        numbers = (np.asarray(batch.lengths, np.int32), response_tokens, counted)
+        return _Sizes(*self._rows.gather(np.stack(numbers, axis=1)).T)
 
     def _planned(
         self, batch: TrainingBatch, sizes: _Sizes, members: Int[np.ndarray, "b"]
@@ -207,10 +225,14 @@ class Trainer:
             counts = count(sizes.response_tokens[members])
             planned = self._planned(batch, sizes, members)
             passes += planned
+            compared, load = None, None
+            if loss is self._loss:
+                compared, load = self.reference, self._load(state.params, batch, sizes, members, planned)
             for micro in planned:
                 placed = self._placed(batch, micro, len(sizes.lengths))
-                compared = self.reference if loss is self._loss else None
-                gradients, part = self._accumulate(state.params, gradients, placed, counts, loss, compared)
+                gradients, part = self._accumulate(
+                    state.params, gradients, placed, counts, loss, compared, load
+                )
                 parts.append(part)
         state, report = self._apply(state, gradients)
         report = dict(report)
@@ -219,6 +241,21 @@ class Trainer:
         if self.layout.stages > 1:
             report["pipeline_bubble"] = np.float32(bubble(passes, self.layout.stages))
         return state, report
+
+    def _load(
+        self,
+        params: Params,
+        batch: TrainingBatch,
+        sizes: _Sizes,
+        members: Int[np.ndarray, "b"],
+        planned: Sequence[MicroBatch],
+    ) -> Load | None:
+        """Measure how a mini-batch's tokens spread over the experts; None where nobody evens that out."""
+        if self._balance == 0.0:
+            return None
+        placed = (self._placed(batch, micro, len(sizes.lengths)) for micro in planned)
+        often = functools.reduce(jnp.add, [self._choices(params, one) for one in placed])
+        return Load(often, np.int32(max(int(sizes.counted_tokens[members].sum()), 1)))
 
     def measure(self, params: Params, batch: TrainingBatch) -> dict[str, float]:
         """Return the loss's parts over a whole batch under these weights; nothing is learnt from it."""

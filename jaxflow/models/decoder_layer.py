@@ -131,11 +131,12 @@ class GatedMLP(nnx.Module):
         self.gate_adapter, self.up_adapter, self.down_adapter = beside
         self.activation = config.activation
 
-    def __call__(self, x: Float[Array, "B T D"], around: Surroundings) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], around: Surroundings) -> tuple[Float[Array, "B T D"], None]:
         gate = _projected(x, self.gate.get_value(), self.gate_adapter)
         up = _projected(x, self.up.get_value(), self.up_adapter)
         gate, up = (around.constrain(one, ("batch", None, "mlp")) for one in (gate, up))
-        return _projected(ACTIVATIONS[self.activation](gate) * up, self.down.get_value(), self.down_adapter)
+        down = _projected(ACTIVATIONS[self.activation](gate) * up, self.down.get_value(), self.down_adapter)
+        return down, None
 
 
 class MixtureOfExperts(nnx.Module):
@@ -152,9 +153,12 @@ class MixtureOfExperts(nnx.Module):
             config.experts_per_token, config.normalize_routing, ACTIVATIONS[config.activation]
         )
 
-    def __call__(self, x: Float[Array, "B T D"], around: Surroundings) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], around: Surroundings):
+        """Return the experts' mixed results, and what is noted of each token's routing where somebody asks."""
         weights = ExpertWeights(self.gate.get_value(), self.up.get_value(), self.down.get_value())
-        return around.mix_experts(x, project(x, self.router.get_value()), weights, self.routing)
+        logits, notes = project(x, self.router.get_value()), around.routing_notes
+        noted = None if notes is None else notes.note(logits, self.routing)
+        return around.mix_experts(x, logits, weights, self.routing), noted
 
 
 class DecoderLayer(nnx.Module):
@@ -176,6 +180,6 @@ class DecoderLayer(nnx.Module):
         mixed, carry = self.attention(self.attention_norm(x), place, carry, around)
         mixed = self.attention_post_norm(mixed) if self.post_norms else mixed
         x = around.constrain(x + mixed, ("batch", None, None))
-        made = self.mlp(self.mlp_norm(x), around)
+        made, noted = self.mlp(self.mlp_norm(x), around)
         made = self.mlp_post_norm(made) if self.post_norms else made
-        return around.constrain(x + made, ("batch", None, None)), carry
+        return around.constrain(x + made, ("batch", None, None)), carry, noted

@@ -51,6 +51,18 @@ def choose(logits: Float[Array, "n E"], routing: Routing) -> Choices:
     return Choices(experts, shares)
 
 
+def choice_counts(logits: Float[Array, "*B E"], routing: Routing) -> Float[Array, "*B E"]:
+    """Return 1 for each of the k experts that a token goes to, 0 for the others; without a gradient."""
+    experts = logits.shape[-1]
+    chosen = choose(jax.lax.stop_gradient(logits).reshape(-1, experts), routing).experts
+    return jnp.sum(jax.nn.one_hot(chosen, experts, dtype=jnp.float32), axis=1).reshape(logits.shape)
+
+
+def expected_load(logits: Float[Array, "*B E"], loads: Float[Array, "E"]) -> Float[Array, "*B"]:
+    """Return Σ_e f_e·p_e, p the router's probabilities over all experts: how loaded those are that a token leans to."""
+    return jnp.sum(jax.nn.softmax(logits.astype(jnp.float32), axis=-1) * loads, axis=-1)
+
+
 def run_experts(
     tokens: Float[Array, "n D"],
     choices: Choices,

@@ -37,19 +37,30 @@ Attend = Callable[[Array, Array, Array, AttentionRule, Any], tuple[Array, Any]]
 Constrain = Callable[[Array, Sequence[str | None]], Array]
 """(activation, one logical name or None per dimension) -> the same activation, its layout bound."""
 
-Block = Callable[[Array, Any], Array]
-"""(activation [B,T,D], what one layer has of its own) -> activation: a decoder layer as the functions below see it."""
+Stream = tuple[Array, ...]
+"""What goes from layer to layer of whole sequences: the activation [B,T,D], and notes [B,T,…] that are added up."""
 
-OverLayers = Callable[[Block, Array, Any], Array]
-"""(block, activation [B,T,D], all that layers have of their own, stacked on a leading axis) -> the last activation."""
+Block = Callable[[Stream, Any], Stream]
+"""(stream, what one layer has of its own) -> stream: a decoder layer as the functions below see it."""
+
+OverLayers = Callable[[Block, Stream, Any], Stream]
+"""(block, stream, all that layers have of their own, stacked on a leading axis) -> what leaves the last layer."""
 
 MixExperts = Callable[[Array, Array, ExpertWeights, Routing], Array]
 """(x [B,T,D], router's logits [B,T,E], weights of all experts, routing) -> the experts' mixed results [B,T,D]."""
 
 
-def scan_layers(block: Block, x: Float[Array, "B T D"], stacked: Any) -> Float[Array, "B T D"]:
+@dataclasses.dataclass(frozen=True)
+class RoutingNotes:
+    """What is noted of how a mixture's router treats each token, summed over layers."""
+
+    note: Callable[[Array, Routing], Array]  # (router's logits [B,T,E], routing) -> float32 [B,T,*shape]
+    shape: tuple[int, ...]  # of what is noted of one token
+
+
+def scan_layers(block: Block, stream: Stream, stacked: Any) -> Stream:
     """Run the layers one after the other where they lie: one compiled block, scanned."""
-    return jax.lax.scan(lambda x, weights: (block(x, weights), None), x, stacked)[0]
+    return jax.lax.scan(lambda stream, weights: (block(stream, weights), None), stream, stacked)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +71,7 @@ class Surroundings:
     constrain: Constrain
     over_layers: OverLayers = scan_layers  # of whole sequences; layers with a carry are unrolled
     mix_experts: MixExperts = mix_experts
+    routing_notes: RoutingNotes | None = None  # of whole sequences; None: nobody asks
     # What the blocks run in, where the way over them shows them something else than stands around; None: the same.
     of_blocks: Surroundings | None = None
 

@@ -93,21 +93,29 @@ class Backbone(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "B T"], around: Surroundings) -> Float[Array, "B T D"]:
         """Return hidden states of whole sequences that begin at position 0, one compiled block for all layers."""
+        return self.with_notes(tokens, around)[0]
+
+    def with_notes(self, tokens: Int[Array, "B T"], around: Surroundings):
+        """Return hidden states of whole sequences, and of a mixture what was noted of its routing; else None."""
         # One row of positions for all rows: however the rows are cut, their angles are the same.
         places = _Places(self.config, jnp.arange(tokens.shape[1])[None])
         definition, stacked = nnx.split(self.layers)
         inside = around if around.of_blocks is None else around.of_blocks
 
-        def block(x, own):
-            weights, local = own
-            return nnx.merge(definition, weights)(x, places.at(local), None, inside)[0]
+        def block(stream, own):
+            (weights, local), (x, *totals) = own, stream
+            x, _, noted = nnx.merge(definition, weights)(x, places.at(local), None, inside)
+            return x, *(total + noted for total in totals)
 
         # Without remat the products with weights are kept, no more: what lies between them is cheaper to compute
         # again than to write into the scan's stacks and read back, and attention's [T, T] would be among it.
         policy = None if self.config.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         block = jax.checkpoint(block, prevent_cse=False, policy=policy)
         own = (stacked, places.per_layer())
-        return self.final_norm(around.over_layers(block, self._start(tokens, around), own))
+        notes = inside.routing_notes if self.config.experts > 0 else None
+        nothing = () if notes is None else (jnp.zeros((*tokens.shape, *notes.shape), jnp.float32),)
+        x, *noted = around.over_layers(block, (self._start(tokens, around), *nothing), own)
+        return self.final_norm(x), noted[0] if noted else None
 
     def with_carry(
         self,
@@ -126,7 +134,7 @@ class Backbone(nnx.Module):
         carries = list(carries)
         for i, weights in enumerate(layer_weights):
             place = places.at(self.config.local_layers[i])
-            x, carries[i] = nnx.merge(definition, weights)(x, place, carries[i], around)
+            x, carries[i], _ = nnx.merge(definition, weights)(x, place, carries[i], around)
         return self.final_norm(x), tuple(carries)
 
 

@@ -29,6 +29,24 @@ def test_a_difference_that_cannot_be_is_refused(changes, expected):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
+        (
+            {"actor__router_aux_loss_coefficient": -1},
+            "router_aux_loss_coefficient = -1.0: must be at least 0",
+        ),
+        (
+            {"critic__router_aux_loss_coefficient": 0.01},
+            "critic.router_aux_loss_coefficient = 0.01 is of a mixture of experts, and the model has none",
+        ),
+        (
+            {
+                "actor__model__experts": 4,
+                "actor__model__experts_per_token": 2,
+                "actor__router_aux_loss_coefficient": 0.01,
+                "actor__lora__rank": 2,
+                "actor__lora__targets": ("query",),
+            },
+            "beside adapters (actor.lora.rank = 2) no router is trained",
+        ),
         ({"actor__lora__rank": -1}, "actor.lora.rank = -1: must be at least 0"),
         ({"critic__lora__alpha": 0.0}, "critic.lora.alpha = 0.0: must be above 0"),
         (

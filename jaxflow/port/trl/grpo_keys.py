@@ -98,6 +98,11 @@ GRPO_KEYS: tuple[Key, ...] = (
             "entropy_target",
         )
     ),
-    Key("router_aux_loss_coef", 0.001, None, "of mixtures of experts; jaxflow adds no balancing loss"),
+    Key(
+        "router_aux_loss_coef",
+        0.001,
+        None,
+        "read where the model's own config has output_router_logits: then actor.router_aux_loss_coefficient",
+    ),
     *shared_keys(1e-6),
 )

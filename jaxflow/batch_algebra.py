@@ -65,6 +65,8 @@ def derive(config: Config, vocabulary_size: int) -> Derived:
     meshes: dict[str, MeshSizes] = {role: plan.mesh for plan in pools.values() for role in plan.roles}
     sequences, parts = sequences_per_step(config), config.rollout.parts
     generates = load_dataflow(config.algorithm.name).batches == PROMPTS
+    total = config.run.total_steps
+    learning = max(0, total - config.critic.warmup_steps)  # steps in which the policy does
     rows = sequences // meshes[generating_role(config)].generation_replicas if generates else 0
     return Derived(
         pools=pools,
@@ -77,10 +79,10 @@ def derive(config: Config, vocabulary_size: int) -> Derived:
         longest_sequence_tokens=longest_sequence_tokens(config),
         generation_rows=rows,
         generation_rounds=parts * math.ceil(rows // parts / config.rollout.sequences_per_device),
-        actor=_update_plan(config, config.actor, meshes["actor"]) if "actor" in meshes else None,
-        critic=_update_plan(config, config.critic, meshes["critic"]) if "critic" in meshes else None,
+        actor=_update_plan(config, config.actor, meshes["actor"], learning) if "actor" in meshes else None,
+        critic=_update_plan(config, config.critic, meshes["critic"], total) if "critic" in meshes else None,
         taught={
-            role: _update_plan(config, vars(config)[role], meshes[role])
+            role: _update_plan(config, vars(config)[role], meshes[role], total)
             for role in taught_judges(config)
             if role in meshes
         },
@@ -168,7 +170,7 @@ def with_vocabulary(model: DecoderConfig, vocabulary_size: int) -> DecoderConfig
 
 
 def _update_plan(
-    config: Config, role: ActorConfig | CriticConfig | RewardConfig, mesh: MeshSizes
+    config: Config, role: ActorConfig | CriticConfig | RewardConfig, mesh: MeshSizes, steps: int
 ) -> UpdatePlan:
     updates = sequences_per_step(config) // role.minibatch_sequences * role.update_epochs
     longest = [longest_sequence_tokens(config)] * role.minibatch_sequences
@@ -178,7 +180,7 @@ def _update_plan(
         minibatch_sequences=role.minibatch_sequences,
         minibatches=sequences_per_step(config) // role.minibatch_sequences,
         updates_per_step=updates,
-        total_updates=updates * config.run.total_steps,
+        total_updates=updates * steps,
         microbatches_if_longest=len(passes),
         pipeline_bubble=bubble(passes, mesh.stages),
     )

@@ -35,6 +35,7 @@ from jaxflow.warm_start import Beginning, WarmStart
 from jaxflow.workers.group import WorkerGroup
 from jaxflow.workers.launch import Workers
 from jaxflow.workers.protocol import RoleError, WorkerLost
+from jaxflow.workers.still import StillActor
 from jaxflow.workers.weight_exchange import ServedActor
 
 # That the calls around a failed one have to end; one in a broken collective never does.
@@ -212,7 +213,7 @@ class Controller:
         drawn = [self._batches.at(done)]
         try:
             batch, further = self._workers.put(drawn[0]), self._further_prompts(done, drawn)
-            for future in self._dataflow(self._groups, batch, further):
+            for future in self._dataflow(self._playing(done), batch, further):
                 metrics |= future.result()
             metrics |= self._judge_figures() | self._transition_figures()
             calls = self._workers.collect()
@@ -233,6 +234,12 @@ class Controller:
         rows = len(self._job.source.train)
         metrics["training/epoch"] = float(done * self._config.data.prompts_per_step // rows)
         return metrics, seconds
+
+    def _playing(self, done: int) -> dict[str, WorkerGroup | ServedActor | StillActor]:
+        """Return who plays after so many steps: as long as the critic warms up, an actor that learns nothing."""
+        if done >= self._config.critic.warmup_steps:
+            return self._groups
+        return {**self._groups, "actor": StillActor(self._groups["actor"])}
 
     def _judge_figures(self) -> dict[str, float]:
         """Return what reward and cost have to tell of the step beside scores; a role of the user's may have nothing."""
@@ -302,7 +309,8 @@ class Controller:
                 metrics |= {f"val-core/{name}": value for name, value in future.result().items()}
         samples = self._answers(step) if self._dataflow.answers(self._groups) else ()
         self._workers.collect()
-        metrics |= validation_metrics(samples) | {"timing_s/testing": time.perf_counter() - started}
+        several = self._config.rollout.validation_samples
+        metrics |= validation_metrics(samples, several) | {"timing_s/testing": time.perf_counter() - started}
         self._console.evaluation(
             step, metrics, pick_samples(samples, self._config.tracking.samples_per_evaluation)
         )
@@ -310,14 +318,15 @@ class Controller:
 
     def _answers(self, step: int) -> Sequence[Sample]:
         """Answer the validation prompts; write the answers and return them judged."""
-        prompts = fixed_batch(self._job.source.validation_prompts, LENGTH_UNIT, step)
+        samples = self._config.rollout.validation_samples
+        prompts = fixed_batch(self._job.source.validation_prompts, samples, LENGTH_UNIT, step)
         rollout = self._groups["actor"].generate_validation(prompts)
-        samples = self._groups["reward"].judge_validation(rollout, prompts).result()
+        judged = self._groups["reward"].judge_validation(rollout, prompts).result()
         cost = self._groups.get("cost")
         if cost is not None and "judge_validation" in cost.methods:
-            samples = with_costs(samples, cost.judge_validation(rollout, prompts).result())
-        self._samples.write(samples)
-        return samples
+            judged = with_costs(judged, cost.judge_validation(rollout, prompts).result())
+        self._samples.write(judged)
+        return judged
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._metrics.write(step, {**self._unlogged, **metrics})

@@ -169,6 +169,7 @@ class Sample:
     numbers: Mapping[
         str, float
     ]  # further numbers that judging told, by name; `cost` is what a cost role said
+    prediction: str | None = None  # the answer that the reward read in the response; None: it told none
 
 
 @dataclasses.dataclass(frozen=True)

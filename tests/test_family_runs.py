@@ -1,5 +1,7 @@
 """Whole runs of the algorithms beside PPO: they learn from what they are given, and resume as if never stopped."""
 
+import json
+
 import pytest
 from runs import StopAfter, rows, run_here
 
@@ -31,6 +33,14 @@ def reward(data_source, solution_str, ground_truth, extra_info):
 def cost(data_source, solution_str, ground_truth, extra_info):
     return 1.0 - solution_str.count("1")
 """
+# From the least to the most.
+_SEVERAL = (
+    ("aux", "worst@4/mean"),
+    ("aux", "worst@2/mean"),
+    ("core", "mean@4"),
+    ("aux", "best@2/mean"),
+    ("core", "best@4/mean"),
+)
 CHANGES = {
     "grpo": {
         "algorithm.kl.reward_coefficient": 0.0,
@@ -73,6 +83,31 @@ def test_remax_learns_over_the_greedy_response(tmp_path):
     # Measured, not estimated: 0 at the reference itself, and above it ever after.
     first, *later = (row["actor/reward_kl_penalty"] for row in straight)
     assert abs(first) < 1e-5 and all(kl > 1e-5 for kl in later)
+
+
+def test_a_critic_warms_up_alone_and_validation_asks_several_times(tmp_path):
+    """The policy begins to learn after so many steps, also where the run was stopped before."""
+    changes = {
+        "critic.warmup_steps": 2,
+        "rollout.validation_samples": 4,
+        "rollout.validation_temperature": 1.0,
+    }
+    assert run_here(tmp_path / "straight", **changes)[0] == 0
+    assert run_here(tmp_path / "halves", StopAfter(4), **changes)[0] == 143
+    assert run_here(tmp_path / "halves", **changes)[0] == 0
+    straight = rows(tmp_path / "straight")
+    assert rows(tmp_path / "halves") == straight
+    before, *steps = straight
+    assert ["actor/grad_norm" in row for row in steps] == [False, False, True, True]
+    assert all(row["critic/grad_norm"] > 0 for row in steps)
+    for row in (before, steps[-1]):
+        several = [row[f"val-{kind}/all/reward/{name}"] for kind, name in _SEVERAL]
+        assert several == sorted(several) and row["val-aux/all/rows"] == 4 * 16
+    samples = (tmp_path / "straight" / "samples.jsonl").read_text().splitlines()
+    answers = [json.loads(line) for line in samples if json.loads(line)["step"] == 0]
+    prompts = [one["prompt"] for one in answers]
+    assert all(len(set(prompts[start : start + 4])) == 1 for start in range(0, len(prompts), 4))
+    assert any(len({one["response"] for one in answers[s : s + 4]}) > 1 for s in range(0, len(answers), 4))
 
 
 @pytest.mark.parametrize("name", ["grpo", "safe_rlhf"])

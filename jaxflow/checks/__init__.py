@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from jaxflow.checks.cluster import address_problems
 from jaxflow.checks.learning import cast_problems, token_problems
-from jaxflow.checks.material import file_problems, reward_problems, scoring_problems, task_problems
+from jaxflow.checks.material import (
+    file_problems,
+    reward_problems,
+    scoring_problems,
+    task_problems,
+    validation_problems,
+)
 from jaxflow.checks.models import adapter_problems, model_problems, models
 from jaxflow.checks.placement import (
     device_problems,
@@ -44,6 +50,7 @@ def check(config: Config, vocabulary_size: int | None, devices_available: int | 
         *out_of_range(config),
         *file_problems(config),
         *task_problems(config),
+        *validation_problems(config),
         *reward_problems(config),
         *scoring_problems(config),
         *rollout_problems(config, vocabulary_size),

@@ -62,6 +62,15 @@ def scoring_problems(config: Config) -> Iterator[str]:
         )
 
 
+def validation_problems(config: Config) -> Iterator[str]:
+    samples = config.rollout.validation_samples
+    if samples > 1 and config.rollout.validation_temperature == 0:
+        yield (
+            f"rollout.validation_samples = {samples}: greedy answers to a prompt are all the same; set"
+            " rollout.validation_temperature above 0, or the samples to 1"
+        )
+
+
 def task_problems(config: Config) -> Iterator[str]:
     if config.data.train_files or config.data.task not in TASKS:
         return

@@ -37,6 +37,7 @@ def rule_problems(config: Config) -> Iterator[str]:
     if "cost" in dataflow.cast and "cost" not in dataflow.taught:
         yield from _constraint_problems(config)
     yield from _pretraining_problems(config, dataflow)
+    yield from _warmup_problems(config, dataflow)
 
 
 def rule_warnings(config: Config) -> Iterator[str]:
@@ -244,3 +245,13 @@ def _pretraining_problems(config: Config, dataflow: Dataflow) -> Iterator[str]:
         )
     if config.data.pretraining_files and not placed:
         yield "data.pretraining_files are of the role pretraining, and no pool has it: add it to one, or unset them"
+
+
+def _warmup_problems(config: Config, dataflow: Dataflow) -> Iterator[str]:
+    steps, total = config.critic.warmup_steps, config.run.total_steps
+    if steps > 0 and "critic" not in dataflow.cast:
+        yield f"critic.warmup_steps = {steps}: {config.algorithm.name} has no critic; set it to 0"
+    elif steps >= total > 0 and config.run.total_epochs == 0 and steps > 0:
+        yield (
+            f"critic.warmup_steps = {steps} leaves the policy none of run.total_steps = {total} to learn in; lower it"
+        )

@@ -135,6 +135,8 @@ _RANGES: Mapping[str, _Range] = {
         for key, allowed in _ROLE_RANGES.items()
     },
     "reward.center_coefficient": _FROM_ZERO,
+    "actor.router_aux_loss_coefficient": _FROM_ZERO,
+    "critic.router_aux_loss_coefficient": _FROM_ZERO,
     "algorithm.preference.beta": _ABOVE_ZERO,
     "algorithm.preference.label_smoothing": _Range(0, 0.5, high_open=True),
     "algorithm.preference.desirable_weight": _ABOVE_ZERO,
@@ -187,6 +189,8 @@ _RANGES: Mapping[str, _Range] = {
     "rollout.parts": _FROM_ONE,
     "rollout.score_microbatch_tokens_per_device": _FROM_ONE,
     "rollout.validation_temperature": _FROM_ZERO,
+    "rollout.validation_samples": _FROM_ONE,
+    "critic.warmup_steps": _FROM_ZERO,
     **{f"{judge}.{key}": allowed for judge in _JUDGES for key, allowed in _JUDGE_RANGES.items()},
     "algorithm.discount": _UP_TO_ONE,
     "algorithm.gae_lambda": _UP_TO_ONE,

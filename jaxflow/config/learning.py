@@ -49,6 +49,9 @@ class ActorConfig:
     weights: str = ""
     lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    # Weight of the loss that evens out a mixture's load on its experts (router_aux_loss_coef of Hugging Face); 0: off.
+    # Above 0 a forward pass more is made of each mini-batch.
+    router_aux_loss_coefficient: float = 0.0
     update_epochs: int = 1  # passes over each step's sequences
     minibatch_sequences: int = 256  # sequences per optimizer update, over all devices
     microbatch_tokens_per_device: int = 16384  # padded tokens in one forward/backward pass of one device
@@ -65,6 +68,8 @@ class CriticConfig:
     )
     lora: LoraConfig = LoraConfig()  # its head is trained whole beside adapters
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
+    router_aux_loss_coefficient: float = 0.0  # as actor.router_aux_loss_coefficient
+    warmup_steps: int = 0  # first steps of the run in which the critic learns and the policy does not
     update_epochs: int = 1
     minibatch_sequences: int = 256  # sequences per optimizer update, over all devices
     microbatch_tokens_per_device: int = 16384  # padded tokens in one forward/backward pass of one device
@@ -96,6 +101,7 @@ class RolloutConfig:
     deadline_seconds: float = 0.0  # of a call in training, after which it stops; 0: none
     parts: int = 1  # calls that generate a step's rows; other pools score a part while the next is generated
     score_microbatch_tokens_per_device: int = 16384  # padded tokens in one scoring pass of one device
-    validation_temperature: float = (
-        0.0  # validation is greedy, one sample; the rest of sampling is training's
+    validation_temperature: float = 0.0  # 0: validation is greedy; the rest of sampling is training's
+    validation_samples: int = (
+        1  # answers to each validation prompt; above 1 what the best, the worst, most of them say
     )

@@ -136,9 +136,9 @@ class JudgementBatches:
         return Judgements(tokens=tokens, lengths=lengths, response_mask=response_mask, labels=labels)
 
 
-def fixed_batch(rows: Sequence[PromptRow], pad_multiple: int, step: int) -> Prompts:
-    """Make one batch of all rows in their order, one sample each: validation at `step`."""
-    return _prompts(rows, 1, pad_multiple, step)
+def fixed_batch(rows: Sequence[PromptRow], samples_per_prompt: int, pad_multiple: int, step: int) -> Prompts:
+    """Make one batch of all rows in their order, each `samples_per_prompt` times in a row: validation at `step`."""
+    return _prompts(rows, samples_per_prompt, pad_multiple, step)
 
 
 def endless_batches(

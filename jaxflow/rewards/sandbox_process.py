@@ -291,10 +291,12 @@ def _read_result(result: object) -> Verdict | Failure:
     match result:
         case [("error" | "crash") as reason, str(message)]:
             return Failure(reason, message)
-        case [score, accuracy, dict(more)]:
+        case [score, accuracy, dict(more), str() | None as told]:
             try:
                 numbers = {str(name): finite(number, "a number") for name, number in more.items()}
-                return Verdict(finite(score, "the score"), finite(accuracy, "the accuracy"), numbers)
+                prediction = None if told is None else shortened(told)
+                worth = finite(score, "the score"), finite(accuracy, "the accuracy")
+                return Verdict(*worth, numbers, prediction)
             except (TypeError, ValueError) as error:
                 raise WireError(f"a result that cannot be: {error}") from error
     raise WireError("a result of no known form")

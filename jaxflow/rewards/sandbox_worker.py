@@ -111,7 +111,7 @@ class _Scorer:
 
 def _result(returned: object) -> list[object]:
     verdict = read_verdict(returned)
-    return [verdict.score, verdict.accuracy, verdict.numbers]
+    return [verdict.score, verdict.accuracy, verdict.numbers, verdict.prediction]
 
 
 def _result_or_error(returned: object) -> list[object]:

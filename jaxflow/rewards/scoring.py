@@ -26,6 +26,7 @@ class ScoredRows:
     scores: Scores  # NumPy arrays
     reasons: Int[np.ndarray, "B"]  # int32: 0, or 1 + the place in REASONS of why the row failed
     numbers: tuple[Mapping[str, float], ...]  # further numbers of each row, by name; none of a failed row
+    predictions: tuple[str | None, ...]  # the answer read in each response, where the function told one
     first_failure: str | None  # what happened, and the row's prompt; None: no row failed
 
 
@@ -47,13 +48,17 @@ def score_rows(
     accuracy = np.zeros(len(rows), np.float32)
     reasons = np.zeros(len(rows), np.int32)
     numbers: list[Mapping[str, float]] = [{}] * len(rows)
+    predictions: list[str | None] = [None] * len(rows)
     first_failure = None
     for i, (verdict, row) in enumerate(zip(told, rows, strict=True)):
         if not isinstance(verdict, Failure):
             scores[i], accuracy[i], numbers[i] = verdict.score, verdict.accuracy, verdict.numbers
+            predictions[i] = verdict.prediction
             continue
         reasons[i] = 1 + REASONS.index(verdict.reason)
         if first_failure is None:
             first_failure = f"{verdict.message} (prompt {row.prompt[:_SHOWN_CHARACTERS]!r})"
     failed = reasons > 0
-    return ScoredRows(Scores(scores, accuracy, failed), reasons, tuple(numbers), first_failure)
+    return ScoredRows(
+        Scores(scores, accuracy, failed), reasons, tuple(numbers), tuple(predictions), first_failure
+    )

@@ -36,6 +36,7 @@ class Verdict:
     score: float
     accuracy: float  # in the function's own measure, usually in [0, 1]; the score where it told none
     numbers: Mapping[str, float]  # further numbers that it returned, by name; for people to watch
+    prediction: str | None = None  # the answer that it read in the response (`pred`), cut; None: it told none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,8 @@ class Judge(Protocol):
 def read_verdict(result: object) -> Verdict:
     """Read what a reward function returned: a number, or a mapping with one as `score`.
 
-    `acc` of a mapping is the accuracy (the score without it); other numbers are kept under their names.
+    `acc` of a mapping is the accuracy (the score without it), `pred` the answer that was read; other numbers are kept
+    under their names.
 
     Raises:
       TypeError, ValueError: there is no score, or score or accuracy is not a finite float32.
@@ -79,11 +81,18 @@ def read_verdict(result: object) -> Verdict:
     accuracy = finite(result["acc"], "'acc'") if "acc" in result else score
     more: dict[str, float] = {}
     for key, value in result.items():
-        if key not in ("score", "acc") and _is_number(value) and len(more) < _NUMBERS_KEPT:
+        if key not in ("score", "acc", "pred") and _is_number(value) and len(more) < _NUMBERS_KEPT:
             number = _as_float(value)
             if number is not None:
                 more[re.sub(r"[^\w./@-]", "_", str(key))[:_NAME_CHARACTERS]] = number
-    return Verdict(score, accuracy, more)
+    prediction = result.get("pred")
+    told = isinstance(prediction, str) or _is_number(prediction)
+    return Verdict(score, accuracy, more, shortened(str(prediction)) if told else None)
+
+
+def shortened(prediction: str) -> str:
+    """Cut a prediction to what is kept of it."""
+    return prediction[:_SHOWN_CHARACTERS]
 
 
 def finite(value: object, name: str) -> float:

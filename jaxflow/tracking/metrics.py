@@ -6,11 +6,13 @@ dashboards work.
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from jaxflow.tracking.jsonl import DiskGuard, JsonLines, read_rows
 from jaxflow.tracking.tensorboard import TensorBoard
@@ -86,28 +88,77 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     ]
 
 
-def validation_metrics(samples: Sequence[Sample]) -> dict[str, float]:
-    """Averages validation answers per data source, one answer per prompt, and over all rows as source `all`.
+def validation_metrics(samples: Sequence[Sample], samples_per_prompt: int) -> dict[str, float]:
+    """Averages validation answers per data source, and over all rows as source `all`; nothing without samples.
 
-    Returns `val-core/{source}/acc|reward/mean@1`, `val-aux/{source}/finished/mean@1` (share that ended by
-    itself), `val-aux/{source}/rows`, and `val-aux/{source}/{name}/mean@1` for each further number that judging told,
-    over the rows it was told of; nothing where there are no samples.
+    Returns `val-core/{source}/acc|reward/mean@n` for n answers to each prompt, `val-aux/{source}/finished/mean@n` (the
+    share that ended by itself), `val-aux/{source}/{name}/mean@n` of each further number that judging told, over the rows
+    it was told of, and `val-aux/{source}/rows`. With several answers also, of each measure:
+      best@k/mean, worst@k/mean  for k = 2, 4, … and n: the best and the worst of k, in the mean over all choices of k;
+                                 of right and wrong answers best@k is pass@k (Chen et al., arXiv:2107.03374)
+      std@n                      sample deviation within a prompt
+      maj@n/mean                 of the answer that most agree on, the first of equals; where the reward told what it
+                                 read in every answer
+    Figures of k < n, the worst and the deviation are `val-aux/`.
+
+    Args:
+        samples: the answers to a prompt in a run.
+        samples_per_prompt: n.
     """
-    groups: dict[str, Sequence[Sample]] = {}
-    for source in sorted({sample.data_source for sample in samples}):
-        groups[source] = [sample for sample in samples if sample.data_source == source]
-    if samples:
-        groups["all"] = samples
+    groups = [
+        samples[start : start + samples_per_prompt] for start in range(0, len(samples), samples_per_prompt)
+    ]
+    sources: dict[str, list[Sequence[Sample]]] = {}
+    for name in sorted({group[0].data_source for group in groups}):
+        sources[name] = [group for group in groups if group[0].data_source == name]
+    if groups:
+        sources["all"] = groups
     metrics = {}
-    for source, rows in groups.items():
-        metrics[f"val-core/{source}/acc/mean@1"] = float(np.mean([row.accuracy for row in rows]))
-        metrics[f"val-core/{source}/reward/mean@1"] = float(np.mean([row.score for row in rows]))
-        metrics[f"val-aux/{source}/finished/mean@1"] = float(np.mean([row.finished for row in rows]))
+    for source, prompts in sources.items():
+        rows = [row for group in prompts for row in group]
+        for measure, values in (
+            ("acc", [row.accuracy for row in rows]),
+            ("reward", [row.score for row in rows]),
+        ):
+            metrics[f"val-core/{source}/{measure}/mean@{samples_per_prompt}"] = float(np.mean(values))
+            if samples_per_prompt > 1:
+                table = np.array(values).reshape(len(prompts), -1)
+                metrics |= _several(f"{source}/{measure}", table)
+                metrics |= _majority(f"val-core/{source}/{measure}", prompts, table)
+        finished = float(np.mean([row.finished for row in rows]))
+        metrics[f"val-aux/{source}/finished/mean@{samples_per_prompt}"] = finished
         metrics[f"val-aux/{source}/rows"] = float(len(rows))
         for name in sorted({name for row in rows for name in row.numbers}):
             told = [row.numbers[name] for row in rows if name in row.numbers]
-            metrics[f"val-aux/{source}/{name}/mean@1"] = float(np.mean(told))
+            metrics[f"val-aux/{source}/{name}/mean@{samples_per_prompt}"] = float(np.mean(told))
     return metrics
+
+
+def _several(name: str, values: Float[np.ndarray, "P n"]) -> dict[str, float]:
+    """Describes what n answers to each prompt come to together."""
+    ordered, n = np.sort(values, axis=1), values.shape[1]
+    metrics = {f"val-aux/{name}/std@{n}": float(np.mean(np.std(values, axis=1, ddof=1)))}
+    for k in [*(2**power for power in range(1, (n - 1).bit_length())), n]:
+        # The i-th smallest is the largest of k that were drawn in C(i − 1, k − 1) of C(n, k) cases.
+        share = np.array([math.comb(i, k - 1) for i in range(n)]) / math.comb(n, k)
+        kind = "core" if k == n else "aux"
+        metrics[f"val-{kind}/{name}/best@{k}/mean"] = float(np.mean(ordered @ share))
+        metrics[f"val-aux/{name}/worst@{k}/mean"] = float(np.mean(ordered @ share[::-1]))
+    return metrics
+
+
+def _majority(
+    name: str, prompts: Sequence[Sequence[Sample]], values: Float[np.ndarray, "P n"]
+) -> dict[str, float]:
+    """Says what the answers are worth that most agree on; nothing where some answer was not read."""
+    if any(row.prediction is None for group in prompts for row in group):
+        return {}
+    worths = []
+    for group, worth in zip(prompts, values, strict=True):
+        answers = [row.prediction for row in group]
+        (most, _), *_ = collections.Counter(answers).most_common()
+        worths.append(worth[answers.index(most)])
+    return {f"{name}/maj@{values.shape[1]}/mean": float(np.mean(worths))}
 
 
 def judge_metrics(role: str, parts: Sequence[RewardFigures]) -> dict[str, float]:

@@ -26,6 +26,7 @@ _HEADLINE = {
     "ranked right": "reward_model/accuracy",
     "costs ranked right": "cost_model/accuracy",
     "preferred right": "dpo/accuracy",
+    "wanted right": "kto/accuracy",
     "grad norm": "actor/grad_norm",
     "tokens/s/device": "perf/throughput",
 }

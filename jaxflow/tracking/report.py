@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,8 @@ from jaxflow.types import Span
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _CURVE_COLUMNS = 40
-_HELD_OUT = tuple(f"val-core/{loss}/accuracy" for loss in ("reward_model", "cost_model", "dpo"))
+_HELD_OUT = tuple(f"val-core/{loss}/accuracy" for loss in ("reward_model", "cost_model", "dpo", "kto"))
+_ACCURACY = re.compile(r"val-core/(.+)/acc/mean@\d+")
 _BAR_COLUMNS = 24
 _GANTT_COLUMNS = 72
 
@@ -97,9 +99,9 @@ def _totals(steps: Sequence[Mapping[str, float]], wall_seconds: float) -> list[s
 
 
 def _validation(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    names = sorted({name for row in rows for name in row if _is_accuracy(name)})
-    if len(names) == 2:
-        names = ["val-core/all/acc/mean@1"]  # a single data source says the same as all rows
+    names = sorted({name for row in rows for name in row if _ACCURACY.fullmatch(name)})
+    if len(names) == 2:  # a single data source says the same as all rows
+        names = [name for name in names if name.startswith("val-core/all/")]
     # Beside answers, what an algorithm says of rows held out.
     names += sorted({name for row in rows for name in row if name.startswith(_HELD_OUT)})
     lines = []
@@ -107,16 +109,13 @@ def _validation(rows: Sequence[Mapping[str, float]]) -> list[str]:
         curve = [(row[GLOBAL_STEP], row[name]) for row in rows if name in row]
         values = [value for _, value in curve]
         best_step, best = max(curve, key=lambda point: -math.inf if math.isnan(point[1]) else point[1])
-        source = name.removeprefix("val-core/").removesuffix("/acc/mean@1").removesuffix("/accuracy")
+        found = _ACCURACY.fullmatch(name)
+        source = name.removeprefix("val-core/").removesuffix("/accuracy") if found is None else found[1]
         lines.append(
             f"accuracy      {source}: first {values[0]:.3f} → best {best:.3f} (step {best_step}) "
             f"→ last {values[-1]:.3f}  {sparkline(values, _CURVE_COLUMNS)}"
         )
     return lines
-
-
-def _is_accuracy(name: str) -> bool:
-    return name.startswith("val-core/") and name.endswith("/acc/mean@1")
 
 
 def _stage_times(steps: Sequence[Mapping[str, float]]) -> list[str]:

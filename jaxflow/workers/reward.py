@@ -142,6 +142,7 @@ class Reward:
                 accuracy=float(scored.scores.accuracy[i]),
                 finished=bool(rollout.finished[i]),
                 numbers=scored.numbers[i],
+                prediction=scored.predictions[i],
             )
             for i, (row, response) in enumerate(zip(prompts.rows, responses, strict=True))
         )

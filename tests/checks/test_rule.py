@@ -181,3 +181,15 @@ def test_what_is_hardly_meant_is_warned_about_and_runs():
     assert "Dr.GRPO" in biased
     dr_grpo = {"algorithm__normalize_by_std": False, "algorithm__loss_aggregation": "seq-mean-token-sum-norm"}
     assert said(grpo(**dr_grpo)) == []
+
+
+def test_a_critic_warms_up_where_there_is_one_and_leaves_the_policy_steps():
+    check(config(critic__warmup_steps=9), 100, 8)
+    assert any("grpo has no critic; set it to 0" in one for one in problems(grpo(critic__warmup_steps=1)))
+    assert any("leaves the policy none" in one for one in problems(config(critic__warmup_steps=10)))
+
+
+def test_several_greedy_answers_to_a_validation_prompt_are_refused():
+    check(config(rollout__validation_samples=4, rollout__validation_temperature=0.6), 100, 8)
+    bad = config(rollout__validation_samples=4)
+    assert any("greedy answers to a prompt are all the same" in one for one in problems(bad))

@@ -99,7 +99,9 @@ def test_rows_are_right_padded_to_the_multiple():
 
 def test_a_length_that_is_the_multiple_gets_no_padding():
     rows = [PromptRow("abcd", tuple(TOKENIZER.encode("abcd")), "a", "test", {})]
-    assert fixed_batch(rows, pad_multiple=4, step=0).tokens.shape == (1, 4)
+    assert fixed_batch(rows, 1, pad_multiple=4, step=0).tokens.shape == (1, 4)
+    several = fixed_batch(rows, 3, pad_multiple=4, step=0)
+    assert several.sequence_ids.tolist() == [0, 1, 2] and several.groups.tolist() == [0, 0, 0]
 
 
 def test_fewer_rows_than_a_step_takes_are_refused():
@@ -110,7 +112,7 @@ def test_fewer_rows_than_a_step_takes_are_refused():
 
 def test_the_fixed_batch_keeps_the_rows_in_order():
     rows = make_rows(7)
-    batch = fixed_batch(rows, pad_multiple=1, step=30)
+    batch = fixed_batch(rows, 1, pad_multiple=1, step=30)
     assert batch.rows == tuple(rows)
     assert batch.step == 30
     np.testing.assert_array_equal(batch.groups, np.arange(7))

@@ -26,7 +26,7 @@ def test_help_and_harm_by_hand(response, help_, harm):
 
 def test_prompts_are_distinct_letters_three_to_five_and_the_same_in_every_run():
     prompts = wishes.prompts()
-    assert prompts == wishes.prompts() and len(set(prompts)) == len(prompts) > 4_000
+    assert prompts == wishes.prompts() and len(set(prompts)) == len(prompts) > 3_000
     assert {len(prompt) for prompt in prompts} == {3, 4, 5}
     assert all(len(set(prompt)) == len(prompt) and set(prompt) <= set(wishes.LETTERS) for prompt in prompts)
     # Help and harm conflict in most prompts, not in all.

@@ -189,7 +189,6 @@ def test_the_examples_keep_their_rule_of_learning(files, tmp_path):
     [
         ("trainer.logger=wandb", "does not write to wandb"),
         (f"{ROLLOUT}.multi_turn.enable=True", "one turn"),
-        (f"{ROLLOUT}.val_kwargs.n=4", "repeat the rows"),
         ("data.truncation=left", "does not cut prompts"),
         ("algorithm.adv_estimator=optimal_token_baseline", "has no 'optimal_token_baseline'"),
         (f"{ACTOR}.policy_loss.loss_mode=dro", "no objective 'dro'"),
@@ -198,7 +197,6 @@ def test_the_examples_keep_their_rule_of_learning(files, tmp_path):
         (f"{CORRECTION}.rollout_rs=seq_max_k3", "k1 form"),
         ("trainer.device=npu", "no 'npu'"),
         (f"{ACTOR}.kl_loss_type=full", ""),
-        ("trainer.critic_warmup=5", "first step"),
         ("critic.enable=False", "leave it out"),
         ("actor_rollout_ref.model.path=null", "no model is named"),
         ("actor_rollout_ref.model.path=", "no model is named"),

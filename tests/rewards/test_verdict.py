@@ -12,7 +12,10 @@ from jaxflow.rewards.verdict import Verdict, described, read_verdict
         (np.float32(-2), Verdict(-2.0, -2.0, {})),
         (np.int64(2), Verdict(2.0, 2.0, {})),
         (np.bool_(True), Verdict(1.0, 1.0, {})),
-        ({"score": -1, "acc": False, "pred": "7"}, Verdict(-1.0, 0.0, {})),
+        ({"score": -1, "acc": False, "pred": "7"}, Verdict(-1.0, 0.0, {}, "7")),
+        ({"score": 0.5, "pred": 7}, Verdict(0.5, 0.5, {}, "7")),
+        ({"score": 0.5, "pred": None}, Verdict(0.5, 0.5, {})),
+        ({"score": 0.5, "pred": "x" * 900}, Verdict(0.5, 0.5, {}, "x" * 200)),
         ({"score": 0.5}, Verdict(0.5, 0.5, {})),
         (
             {"score": 1, "format ok": True, "nan": float("nan"), "steps": np.int32(3)},

@@ -1,4 +1,6 @@
+import dataclasses
 import errno
+import itertools
 import math
 
 import numpy as np
@@ -80,7 +82,7 @@ def test_validation_is_averaged_per_data_source_and_over_all_rows():
         sample("b", 2.0, 1.0, harm=-1.0),
         sample("b", 0.0, 0.0),
     ]
-    assert validation_metrics(rows) == pytest.approx(
+    assert validation_metrics(rows, 1) == pytest.approx(
         {
             "val-core/a/x/acc/mean@1": 0.0,
             "val-core/a/x/reward/mean@1": -1.0,
@@ -101,7 +103,7 @@ def test_validation_is_averaged_per_data_source_and_over_all_rows():
 
 
 def test_no_validation_rows_give_no_metrics():
-    assert validation_metrics([]) == {}
+    assert validation_metrics([], 1) == validation_metrics([], 4) == {}
 
 
 def test_speed_is_tokens_by_seconds_and_devices():
@@ -122,3 +124,54 @@ def test_speed_is_tokens_by_seconds_and_devices():
 def test_a_step_without_response_tokens_has_no_time_per_response_token():
     metrics = timing_metrics({"gen": 2.0, "ref": 1.0, "step": 4.0}, tokens=10, response_tokens=0, devices=1)
     assert "timing_per_token_ms/gen" not in metrics and metrics["timing_per_token_ms/ref"] == 100.0
+
+
+def answers(*accuracies, predictions=None):
+    """The answers to one prompt; what was read in them, or nothing."""
+    told = predictions if predictions is not None else [None] * len(accuracies)
+    return [
+        dataclasses.replace(sample("a", 2 * accuracy, accuracy), prediction=prediction)
+        for accuracy, prediction in zip(accuracies, told, strict=True)
+    ]
+
+
+def test_several_answers_are_told_by_their_best_their_worst_and_their_spread():
+    told = validation_metrics([*answers(1, 0, 0, 0), *answers(1, 1, 1, 1)], 4)
+    assert told["val-core/a/acc/mean@4"] == 0.625 and told["val-core/a/reward/mean@4"] == 1.25
+    # One right answer of four: two of them have it in half of the six cases.
+    assert told["val-aux/a/acc/best@2/mean"] == pytest.approx((0.5 + 1) / 2)
+    assert told["val-core/a/acc/best@4/mean"] == 1.0
+    assert told["val-aux/a/acc/worst@2/mean"] == pytest.approx((0 + 1) / 2)
+    assert told["val-aux/a/acc/worst@4/mean"] == 0.5
+    assert told["val-aux/a/acc/std@4"] == pytest.approx((0.5 + 0) / 2)
+    assert told["val-aux/a/finished/mean@4"] == 1.0 and told["val-aux/a/rows"] == 8.0
+    assert not any("maj@" in name for name in told)
+
+
+def test_the_best_and_the_worst_of_k_are_means_over_all_choices_of_k():
+    values = np.random.default_rng(0).normal(size=(3, 5))
+    told = validation_metrics([one for row in values for one in answers(*row)], 5)
+    assert {name for name in told if "acc/best" in name} == {
+        "val-aux/a/acc/best@2/mean",
+        "val-aux/a/acc/best@4/mean",
+        "val-core/a/acc/best@5/mean",
+        "val-aux/all/acc/best@2/mean",
+        "val-aux/all/acc/best@4/mean",
+        "val-core/all/acc/best@5/mean",
+    }
+    for k in (2, 4, 5):
+        chosen = [list(itertools.combinations(row, k)) for row in values]
+        kind = "core" if k == 5 else "aux"
+        best = np.mean([np.mean([max(few) for few in all_]) for all_ in chosen])
+        worst = np.mean([np.mean([min(few) for few in all_]) for all_ in chosen])
+        assert told[f"val-{kind}/a/acc/best@{k}/mean"] == pytest.approx(best)
+        assert told[f"val-aux/a/acc/worst@{k}/mean"] == pytest.approx(worst)
+
+
+def test_the_majority_is_the_first_answer_that_most_agree_on_and_needs_all_to_be_read():
+    first = answers(0, 1, 1, predictions=["7", "8", "8"])
+    tied = answers(0, 1, 0, predictions=["3", "4", "5"])
+    told = validation_metrics([*first, *tied], 3)
+    assert told["val-core/a/acc/maj@3/mean"] == 0.5 and told["val-core/a/reward/maj@3/mean"] == 1.0
+    unread = answers(0, 1, 1, predictions=["7", None, "8"])
+    assert not any("maj@" in name for name in validation_metrics([*first, *unread], 3))

@@ -8,7 +8,7 @@ from jaxflow.types import Rollout
 
 def answered(tokenizer, rows, answers):
     """Prompts and a rollout in which the i-th row answers the i-th text, the end token behind it."""
-    prompts = fixed_batch(rows, 1, step=5)
+    prompts = fixed_batch(rows, 1, 1, step=5)
     responses = [(*tokenizer.encode(answer), 1) for answer in answers]
     lengths = prompts.lengths + np.array([len(response) for response in responses], np.int32)
     tokens = np.zeros((len(rows), lengths.max()), np.int32)

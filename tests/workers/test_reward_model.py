@@ -139,7 +139,7 @@ def judged(reward, rows, judgements):
         np.zeros(count, np.int32),
         np.zeros(count, bool),
     )
-    return reward.score(rollout, fixed_batch(asked, 1, step=0)).scores
+    return reward.score(rollout, fixed_batch(asked, 1, 1, step=0)).scores
 
 
 @pytest.mark.slow

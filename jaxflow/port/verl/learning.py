@@ -83,13 +83,7 @@ KEYS: tuple[Key, ...] = (
         "the critic's loss is aggregated as the actor's",
     ),
     Key("critic.loss_scale_factor", None, None, "the critic's loss is aggregated as the actor's"),
-    Key(
-        "trainer.critic_warmup",
-        0,
-        (0,),
-        "actor and critic learn from the first step on",
-        "give the critic weights",
-    ),
+    Key("trainer.critic_warmup", 0),
     *(
         Key(
             f"{prefix}.model_dtype",
@@ -285,6 +279,10 @@ def _of_critic(setting: Setting) -> Setting:
     return dataclasses.replace(setting, outcome=outcome)
 
 
+def _warmup_steps(values: Values) -> Outcome:
+    return Is(max(0, int(values["trainer.critic_warmup"]) - 1), "verl's policy learns in that step already")
+
+
 SETTINGS: tuple[Setting, ...] = (
     *_optimizer_settings("actor", ACTOR),
     *_batch_settings("actor", ACTOR),
@@ -296,4 +294,12 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     copied("actor.model.remat", f"{MODEL}.enable_gradient_checkpointing"),
     *map(_of_critic, (*_optimizer_settings("critic", "critic"), *_batch_settings("critic", "critic"))),
+    _of_critic(
+        Setting(
+            "critic.warmup_steps",
+            ("trainer.critic_warmup",),
+            "one less: steps that the critic learns in alone",
+            _warmup_steps,
+        )
+    ),
 )

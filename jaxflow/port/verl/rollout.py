@@ -37,13 +37,7 @@ KEYS: tuple[Key, ...] = (
     Key(f"{ROLLOUT}.max_num_seqs", 256),
     Key(f"{ROLLOUT}.val_kwargs.do_sample", False),
     Key(f"{ROLLOUT}.val_kwargs.temperature", 0.0),
-    Key(
-        f"{ROLLOUT}.val_kwargs.n",
-        1,
-        (1,),
-        "validation asks once per prompt",
-        "repeat the rows of data.val_files",
-    ),
+    Key(f"{ROLLOUT}.val_kwargs.n", 1),
     Key(f"{ROLLOUT}.val_kwargs.top_k", -1, judge=lambda values: _validation_cut(values, "top_k")),
     Key(f"{ROLLOUT}.val_kwargs.top_p", 1.0, judge=lambda values: _validation_cut(values, "top_p")),
     Key(
@@ -98,10 +92,16 @@ def _temperature(values: Values) -> Outcome:
     return Is(float(values[f"{ROLLOUT}.temperature"]))
 
 
-def _validation_temperature(values: Values) -> Outcome:
+def _validation_temperature(values: Values) -> Is:
     if not values[f"{ROLLOUT}.val_kwargs.do_sample"]:
         return Is(0.0, "val_kwargs.do_sample is false: greedy")
     return Is(float(values[f"{ROLLOUT}.val_kwargs.temperature"]))
+
+
+def _validation_samples(values: Values) -> Outcome:
+    if _validation_temperature(values).value == 0.0:
+        return Is(1, "greedy answers to a prompt are all the same")
+    return Is(values[f"{ROLLOUT}.val_kwargs.n"])
 
 
 def _top_k(values: Values) -> Outcome:
@@ -163,5 +163,11 @@ SETTINGS: tuple[Setting, ...] = (
         (f"{ROLLOUT}.val_kwargs.temperature", f"{ROLLOUT}.val_kwargs.do_sample"),
         "0 where do_sample is false",
         _validation_temperature,
+    ),
+    Setting(
+        "rollout.validation_samples",
+        (f"{ROLLOUT}.val_kwargs.n", f"{ROLLOUT}.val_kwargs.do_sample", f"{ROLLOUT}.val_kwargs.temperature"),
+        "the same; 1 where validation is greedy",
+        _validation_samples,
     ),
 )

@@ -92,8 +92,8 @@ def validation_metrics(samples: Sequence[Sample], samples_per_prompt: int) -> di
     """Averages validation answers per data source, and over all rows as source `all`; nothing without samples.
 
     Returns `val-core/{source}/acc|reward/mean@n` for n answers to each prompt, `val-aux/{source}/finished/mean@n` (the
-    share that ended by itself), `val-aux/{source}/{name}/mean@n` of each further number that judging told, over the rows
-    it was told of, and `val-aux/{source}/rows`. With several answers also, of each measure:
+    share that ended by itself), `val-aux/{source}/{name}/mean@n` of each further number that judging told, over the
+    rows it was told of, and `val-aux/{source}/rows`. With several answers also, of each measure:
       best@k/mean, worst@k/mean  for k = 2, 4, … and n: the best and the worst of k, in the mean over all choices of k;
                                  of right and wrong answers best@k is pass@k (Chen et al., arXiv:2107.03374)
       std@n                      sample deviation within a prompt

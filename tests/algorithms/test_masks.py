@@ -69,7 +69,7 @@ def told(rollout, scores, draw, mask):
     count = len(mask)
     judged = dataclasses.replace(scores, components=draw(count, 2))
     grouped = dataclasses.replace(rollout, groups=GROUPS)
-    return grouped, judged, field(), field(), field(), draw(count), 0.2, np.abs(field())
+    return grouped, judged, field(), field(), field(), draw(count), np.float32(0.2), np.abs(field())
 
 
 RULES = {
@@ -106,6 +106,18 @@ def test_experience_and_its_figures_read_response_tokens_alone(name, told, mask)
     for value in ELSEWHERE.values():
         assert_same(estimator(*elsewhere(told, mask, value)), expected)
         assert_same(figures(elsewhere(told, mask, value)), figures(told))
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if name.startswith("estimator")])
+def test_rows_over_eight_devices_have_the_experience_of_one(name, told):
+    """Groups, whitening and choices of tokens are of the whole step, wherever its rows lie."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    estimator, (*of_rows, coefficient, measured) = jax.jit(experience_estimator(rule(**RULES[name]))), told
+    spread = estimator(*jax.device_put(of_rows, rows), coefficient, jax.device_put(measured, rows))
+    assert len(spread.advantages.sharding.device_set) == 8
+    for apart, whole in zip(jax.tree.leaves(spread), jax.tree.leaves(estimator(*told)), strict=True):
+        np.testing.assert_allclose(apart, whole, rtol=1e-4, atol=1e-5)
 
 
 LOSSES = {

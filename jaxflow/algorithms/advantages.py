@@ -12,18 +12,18 @@ from jaxtyping import Array, Bool, Float
 
 from jaxflow.algorithms.masked import on_mask
 
-ESTIMATORS = (
-    "gae",
+CRITIC_FREE = (
     "grpo",
     "grpo_passk",
     "reinforce_plus_plus",
     "reinforce_plus_plus_baseline",
     "rloo",
     "opo",
-    "remax",
     "gpg",
     "gdpo",
 )
+"""Those that read scores alone: no values, no greedy response."""
+ESTIMATORS = ("gae", "remax", *CRITIC_FREE)
 
 
 def gae(

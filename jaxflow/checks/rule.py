@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from jaxflow.algorithms.advantages import CRITIC_FREE
 from jaxflow.config import Config, GDPOConfig
 from jaxflow.dataflow import DATAFLOWS, Dataflow, load_dataflow
 from jaxflow.dataflow.objective import load_objective
 from jaxflow.types import UserError
 
 # Estimators that judge a response by the others to its prompt.
-_GROUP_ESTIMATORS = ("grpo", "grpo_passk", "reinforce_plus_plus_baseline", "rloo", "opo", "gpg", "gdpo")
+_GROUP_ESTIMATORS = tuple(name for name in CRITIC_FREE if name != "reinforce_plus_plus")
 _NEEDS = {
     "gae": "a critic",
     "remax": "the scores of greedy responses",

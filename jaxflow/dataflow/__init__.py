@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping
 
+from jaxflow.algorithms.advantages import CRITIC_FREE
 from jaxflow.dataflow.cost_model import cost_model, cost_model_held_out
 from jaxflow.dataflow.declaration import BUILT_IN_ROLES, PAIRS, PROMPTS, Dataflow
 from jaxflow.dataflow.dpo import dpo, dpo_held_out
@@ -35,16 +36,7 @@ DATAFLOWS: Mapping[str, Dataflow] = {
         step=grpo,
         cast=("actor", "reference", "reward", "estimator"),
         optional=("reference",),
-        estimators=(
-            "grpo",
-            "grpo_passk",
-            "reinforce_plus_plus",
-            "reinforce_plus_plus_baseline",
-            "rloo",
-            "opo",
-            "gpg",
-            "gdpo",
-        ),
+        estimators=CRITIC_FREE,
         refills=True,
     ),
     "safe_rlhf": Dataflow(

@@ -6,7 +6,6 @@ Knows the config and the engine; knows neither processes nor transport. Argument
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
@@ -26,14 +25,14 @@ from jaxflow.engine.sharding import training_layout
 from jaxflow.engine.train import Loss, Trainer, TrainingBatch
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.transformer import ScalarModel, describe
-from jaxflow.models.weights_in import ReadReport
 from jaxflow.types import Demonstrations, Judgements, Metrics, Preferences, TokenLogProbs
+from jaxflow.workers.life import OnBackbone, Saved
 from jaxflow.workers.place import Place
 from jaxflow.workers.protocol import exposed
 from jaxflow.workers.reward_model import read_afterwards
-from jaxflow.workers.roles import Actor, Saved, named
+from jaxflow.workers.roles import Actor, named
 from jaxflow.workers.trained import TrainedModel, optimizer_of
-from jaxflow.workers.transfer import ONE_TO_ALL, REARRANGING, THREE_D_PROTO
+from jaxflow.workers.transfer import REARRANGING, THREE_D_PROTO
 
 # Beside the streams of the other roles' weights (roles.py, reward_model.py).
 _REWARD_WEIGHTS, _COST_WEIGHTS = 8, 9
@@ -129,7 +128,7 @@ class KTOLearner(_Learner):
         return np.full(len(moved), point, np.float32)
 
 
-class _JudgeLearner(Saved):
+class _JudgeLearner(OnBackbone, Saved):
     """A scalar model that learns from pairs, in the section of the config that it will judge under."""
 
     _section: str
@@ -159,16 +158,6 @@ class _JudgeLearner(Saved):
     def _learn(self, preferences: Preferences) -> Metrics:
         settings, batch = self._config, _read_pairs_afterwards(preferences)
         return self._trained.update(batch, settings.minibatch_sequences, settings.update_epochs)
-
-    @exposed("load", ONE_TO_ALL)
-    def create(self) -> None:
-        """Start from random weights."""
-        self._trained.create()
-
-    @exposed("load", ONE_TO_ALL)
-    def load_backbone(self, directory: str) -> ReadReport | None:
-        """Start from a policy's saved weights or a checkpoint under a head that predicts zero."""
-        return self._trained.load_backbone(Path(directory))
 
     @exposed("testing", THREE_D_PROTO, replicated=True)
     def measure(self, preferences: Preferences) -> Metrics:

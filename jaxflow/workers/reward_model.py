@@ -24,6 +24,7 @@ from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.transformer import ScalarModel, describe
 from jaxflow.models.weights_in import ReadReport
 from jaxflow.types import Judgements, Metrics, Prompts, Rollout, Sample, Scores
+from jaxflow.workers.life import HandedOn, OnBackbone
 from jaxflow.workers.place import Place
 from jaxflow.workers.protocol import exposed
 from jaxflow.workers.reward import Reward
@@ -47,8 +48,12 @@ def read_afterwards(
     return np.pad(tokens, (*before, (0, 1))), lengths + 1, np.pad(response_mask, (*before, (1, 0)))
 
 
-class Verifier:
-    """The reward model before reinforcement learning: learns which answers are right, then hands its weights on."""
+class Verifier(OnBackbone, HandedOn):
+    """The reward model before reinforcement learning: learns which answers are right, then hands its weights on.
+
+    It best begins from the policy's: what the policy expected to be written is what a wrong token is told by. From
+    random weights the same accuracy takes many times the steps.
+    """
 
     def __init__(self, config: Config, derived: Derived, place: Place):
         settings, layout = config.warm_start, training_layout(place.mesh, derived.reward_model)
@@ -56,20 +61,6 @@ class Verifier:
         model, loss = describe(derived.reward_model, ScalarModel), VerifierLoss()
         rate, steps = settings.reward_learning_rate, settings.reward_steps
         self._trained = taught(config, layout, model, loss, rate, steps, _VERIFIER_WEIGHTS)
-
-    @exposed("load", ONE_TO_ALL)
-    def create(self) -> None:
-        """Start from random weights."""
-        self._trained.create()
-
-    @exposed("load", ONE_TO_ALL)
-    def load_backbone(self, directory: str) -> ReadReport | None:
-        """Start from the policy's saved weights under a head that predicts zero.
-
-        What the policy expected to be written is what a wrong token is told by: from random weights the same
-        accuracy takes many times the steps.
-        """
-        return self._trained.load_backbone(Path(directory))
 
     @exposed("warm_start", THREE_D_PROTO, replicated=True)
     def learn(self, judgements: Judgements) -> Metrics:
@@ -79,11 +70,6 @@ class Verifier:
         )
         batch = dataclasses.replace(judgements, tokens=tokens, lengths=lengths, response_mask=response_mask)
         return self._trained.update(batch, self._sequences, 1)
-
-    @exposed("save_checkpoint", ONE_TO_ALL)
-    def save_weights(self, directory: str) -> None:
-        """Write the weights that the reward model judges with."""
-        self._trained.save_weights(Path(directory))
 
 
 class RewardModel(Reward):

@@ -34,6 +34,7 @@ from jaxflow.types import (
     Rollout,
     TokenLogProbs,
 )
+from jaxflow.workers.life import Begun, HandedOn, OnBackbone, Saved
 from jaxflow.workers.place import Place
 from jaxflow.workers.protocol import exposed
 from jaxflow.workers.rule import policy_loss
@@ -50,27 +51,6 @@ _COST_CRITIC_WEIGHTS = 5
 def _log_prob_temperature(config: Config) -> float:
     """Return the temperature that log-probs are taken at: the sampler's, or 1 where it is greedy."""
     return config.rollout.temperature if config.rollout.temperature > 0 else 1.0
-
-
-class Saved:
-    """A trained model's life on disk, the same for every role that has one."""
-
-    _trained: TrainedModel
-
-    @exposed("load", ONE_TO_ALL)
-    def load(self, directory: str) -> ReadReport | None:
-        """Start from saved weights or a checkpoint."""
-        return self._trained.load(Path(directory))
-
-    @exposed("save_checkpoint", ONE_TO_ALL)
-    def save(self, directory: str) -> None:
-        """Write all state that the next step depends on."""
-        self._trained.save(Path(directory))
-
-    @exposed("load", ONE_TO_ALL)
-    def restore(self, directory: str) -> None:
-        """Continue from what `save` wrote."""
-        self._trained.restore(Path(directory))
 
 
 class Actor(Saved):
@@ -225,8 +205,8 @@ class Actor(Saved):
         super().restore(directory)
 
 
-class Student:
-    """The policy before reinforcement learning: learns from demonstrations, then hands its weights on."""
+class Student(Begun, HandedOn):
+    """The policy before reinforcement learning: learns from demonstrations; then policy and reference start from it."""
 
     def __init__(self, config: Config, derived: Derived, place: Place):
         settings, layout = config.warm_start, training_layout(place.mesh, derived.actor_model)
@@ -235,23 +215,13 @@ class Student:
         rate, steps = settings.learning_rate, settings.steps
         self._trained = taught(config, layout, model, loss, rate, steps, _ACTOR_WEIGHTS)
 
-    @exposed("load", ONE_TO_ALL)
-    def create(self) -> None:
-        """Start from random weights."""
-        self._trained.create()
-
     @exposed("warm_start", THREE_D_PROTO, replicated=True)
     def imitate(self, demonstrations: Demonstrations) -> Metrics:
         """Run one supervised update."""
         return self._trained.update(demonstrations, self._sequences, 1)
 
-    @exposed("save_checkpoint", ONE_TO_ALL)
-    def save_weights(self, directory: str) -> None:
-        """Write the weights that the policy and its reference start from."""
-        self._trained.save_weights(Path(directory))
 
-
-class Critic(Saved):
+class Critic(OnBackbone, Saved):
     """The value model: of whichever stream of experience it is given."""
 
     _name, _weights = "critic", _CRITIC_WEIGHTS
@@ -284,16 +254,6 @@ class Critic(Saved):
         )
         self._scoring = place.scoring_layout(model.config)
         self._scorer = Scorer(model, self._scoring, config.rollout.score_microbatch_tokens_per_device, 1.0)
-
-    @exposed("load", ONE_TO_ALL)
-    def create(self) -> None:
-        """Start from random weights."""
-        self._trained.create()
-
-    @exposed("load", ONE_TO_ALL)
-    def load_backbone(self, directory: str) -> ReadReport | None:
-        """Start from the policy's saved weights under a head that predicts zero."""
-        return self._trained.load_backbone(Path(directory))
 
     @exposed("values", THREE_D_PROTO, by_parts=True)
     def values(self, rollout: Rollout) -> np.ndarray:

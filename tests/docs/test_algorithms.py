@@ -17,6 +17,8 @@ from jaxflow.dataflow import DATAFLOWS, PROMPTS
 
 PAGE = (runs.ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
 TABLE = [line.split(" | ") for line in PAGE.splitlines() if line.startswith("| ") and "`name=" in line]
+STAGES = PAGE.partition("## The stages before")[2].partition("|---")[2].splitlines()[1:]
+STAGES = [line for line in STAGES if line.startswith("| ")]
 ROWS = {cells[0].removeprefix("| "): cells for cells in TABLE}
 
 
@@ -64,4 +66,6 @@ def test_every_estimator_objective_aggregation_kl_and_dataflow_has_its_place():
     assert named("algorithm.objective") | {"vanilla", "dppo_kl"} == set(OBJECTIVES)
     for value in (*AGGREGATIONS, *KL_LOSS_ESTIMATORS):
         assert f"`{value}`" in PAGE, value
+    stages = {name for name, flow in DATAFLOWS.items() if flow.batches != PROMPTS}
+    assert stages == {line.split(" | ")[0].removeprefix("| ") for line in STAGES}
     assert set(ROLES) <= {role for dataflow in DATAFLOWS.values() for role in dataflow.cast}

@@ -161,9 +161,7 @@ def prepare(config: Config) -> Job:
     placed = {role for pool in config.cluster.pools.values() for role in pool.roles}
     source = step_rows(config, tokenizer)
     if "pretraining" in dataflow.playing(placed) and config.data.pretraining_files:
-        (said, _) = pretraining_rows(
-            config, tokenizer
-        ).report  # again in the worker, but there it would come late
+        said, _ = pretraining_rows(config, tokenizer).report  # again in the worker, where it would come late
         source = dataclasses.replace(source, report=(*source.report, f"pretraining: {said}"))
     if config.run.total_epochs > 0:
         steps = config.run.total_epochs * len(source.train) // config.data.prompts_per_step

@@ -64,6 +64,6 @@ def load_notes(load: Load, config: DecoderConfig) -> RoutingNotes:
 def balance_loss(
     noted: Float[Array, "B *N T"], response_mask: Bool[Array, "B *N T"], load: Load, config: DecoderConfig
 ) -> Float[Array, ""]:
-    """Return this micro-batch's share of the loss, whose least value is k where all experts are equally probable."""
+    """Return this micro-batch's share of the loss, which is k where all experts are equally probable."""
     total = jnp.sum(jnp.where(counted(response_mask), noted, 0.0))
     return config.experts * total / (config.layers * load.tokens)

@@ -87,7 +87,10 @@ def test_remax_learns_over_the_greedy_response(tmp_path):
 
 def test_a_critic_warms_up_alone_and_validation_asks_several_times(tmp_path):
     """The policy begins to learn after so many steps, also where the run was stopped before."""
+    (tmp_path / "judges.py").write_text(JUDGES)
     changes = {
+        "reward.function": f"{tmp_path}/judges.py:reward",
+        "reward.processes": 1,
         "critic.warmup_steps": 2,
         "rollout.validation_samples": 4,
         "rollout.validation_temperature": 1.0,

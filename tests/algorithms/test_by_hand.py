@@ -140,6 +140,7 @@ def test_advantages_by_hand(name):
         finished=np.ones(len(MASK), bool),
         groups=rows // 2,
         policy_updates=rows,
+        stopped=np.zeros(len(MASK), bool),
     )
     half = {"discount": 0.5, "gae_lambda": 0.5} if name == "gae" else {}
     config = config_with(

@@ -310,7 +310,8 @@ _UNCUT = Parallelism(data=1, fsdp=1, tensor=1, generation_tensor=1, pipe=1, gene
 
 
 def hopeless(problem: Problem) -> bool:
-    """Return whether the roles' state alone, cut over all devices, is more than these may fill: no layout fits then.
+    """Return whether the roles' state alone, cut over all devices, is more than these may fill, or the weights that
+    generate, cut over a host's: no layout fits then.
 
     Of a model that may wait in host memory what waits counts while it learns, one model at a time.
     """
@@ -324,7 +325,19 @@ def hopeless(problem: Problem) -> bool:
         if load.trained:
             gradients = memory.gradient_bytes(load, _UNCUT, settings[0]) if rest.gradients == 0.0 else 0.0
             learning = max(learning, waiting + gradients)
-    return kept + learning > have
+    never = any(load.generations > 0 and not _can_generate(load, settings) for load in problem.loads)
+    return kept + learning > have or never
+
+
+def _can_generate(load: RoleLoad, settings: Sequence[Setting]) -> bool:
+    """Return whether the weights that generate fit on some kind of device, cut as often as can be."""
+    decoder = load.model.decoder
+    for setting in settings:
+        ways = setting.devices_per_host * (decoder.layers if setting.engine.generation_pipes else 1)
+        size = setting.engine.rollout_bytes * load.model.share(ways, max(decoder.experts, 1))
+        if size <= room(setting):
+            return True
+    return False
 
 
 def search(problem: Problem, wanted: int = 4) -> tuple[Mapping, ...]:

@@ -24,7 +24,7 @@ def test_rows_that_a_budget_stops_have_no_say_in_training_and_validation_knows_n
     layout = generation_layout(tiny.ONE_DEVICE)
     sampler = Sampler(asked, model, layout)
     row = PromptRow(prompt="ab>", tokens=(3, 4, 5), ground_truth="", data_source="tiny", extra_info={})
-    prompts, weights = fixed_batch([row] * 3, 1, step=0), tiny.weights(model, layout)
+    prompts, weights = fixed_batch([row] * 3, 1, 1, step=0), tiny.weights(model, layout)
     sampled = sampler.train(weights, prompts, 0)
     assert sampled.stopped.all() and not sampled.response_mask.any()
     assert sampled.lengths[0] > 3 and sampled.lengths[-1] == 3, "what was drawn is there, and may be nothing"

@@ -47,7 +47,7 @@ def test_a_config_s_stop_strings_and_least_length_end_rows():
     assert tokenizer.vocabulary_size < tiny.CONFIG.vocabulary_size
     row = PromptRow(prompt="12+", tokens=(3, 4, 5), ground_truth="", data_source="tiny", extra_info={})
     sampler = Sampler(asked, tiny.LANGUAGE_MODEL, layout)
-    prompts = fixed_batch([row] * 24, 1, step=0)
+    prompts = fixed_batch([row] * 24, 1, 1, step=0)
     rollout = sampler.train(tiny.weights(tiny.LANGUAGE_MODEL, layout), prompts, 0)
     assert rollout.finished.sum() > 2
     for tokens, mask, finished in zip(rollout.tokens, rollout.response_mask, rollout.finished, strict=True):

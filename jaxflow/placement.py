@@ -104,8 +104,9 @@ class RoleBytes:
 
 def mesh_sizes(mesh: MeshConfig) -> MeshSizes:
     """Return the mesh with each parallel size of training split into generation's part and the rest."""
-    tensor, micro = mesh.generation_tensor, mesh.tensor // mesh.generation_tensor
-    return MeshSizes(mesh.data, mesh.fsdp, tensor, micro, pipe=1, micro_pipe=mesh.pipe, expert=mesh.expert)
+    tensor, pipe = mesh.generation_tensor, mesh.generation_pipe
+    micro, micro_pipe = mesh.tensor // tensor, mesh.pipe // pipe
+    return MeshSizes(mesh.data, mesh.fsdp, tensor, micro, pipe, micro_pipe, mesh.expert)
 
 
 def plan_pools(config: Config) -> dict[str, PoolPlan]:
@@ -243,7 +244,8 @@ def describe_pool(
     if generating in plan.roles:
         yield (
             f"  generation  data {mesh.data} × fsdp {mesh.fsdp}{_axis('expert', mesh.expert)}"
-            f"{_axis('micro_pipe', mesh.micro_pipe)} × micro {mesh.micro} × tensor {mesh.tensor}"
+            f"{_axis('micro_pipe', mesh.micro_pipe)} × micro {mesh.micro}{_axis('pipe', mesh.pipe)}"
+            f" × tensor {mesh.tensor}"
             f" → rows over {_counted(mesh.generation_replicas, 'replica')}"
         )
     for role in plan.roles:

@@ -21,6 +21,7 @@ from jaxflow.config import Config
 from jaxflow.engine.batching import LENGTH_UNIT, ladder
 from jaxflow.engine.cache import empty_cache
 from jaxflow.engine.compiled import ProgramMemory, memory_of
+from jaxflow.engine.course import SEQUENCE_BYTES
 from jaxflow.engine.generate import PREFILL_TOKENS, Generator
 from jaxflow.engine.layout_rules import Parallelism
 from jaxflow.engine.mesh import make_mesh
@@ -28,7 +29,6 @@ from jaxflow.engine.sampling import Sampling
 from jaxflow.engine.schedule import prompts_at_once
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import Layout, generation_layout, training_layout
-from jaxflow.engine.slots import SEQUENCE_BYTES
 from jaxflow.engine.state import abstract_arrays
 from jaxflow.engine.train import Trainer
 from jaxflow.engine.transition import BUCKET_BYTES
@@ -127,6 +127,7 @@ def compile_plan(
             sizes.generation_tensor,
             devices,
             pipe=sizes.pipe,
+            generation_pipe=sizes.generation_pipe,
             expert=sizes.expert,
         )
         bench, seen = _Bench(config, pool, setting, mesh, vocabulary_size), set()
@@ -287,7 +288,7 @@ def _generating(bench: _Bench, load: RoleLoad, model: Model) -> Iterator[Program
     memory, seconds = _compiled(cache)
     cached, name = memory.results, (bench.pool.name, load.role)
     per_position = cost.cache_bytes(
-        load.model, bench.setting.engine.rollout_bytes, parallel.generation_tensor, 1
+        load.model, bench.setting.engine.rollout_bytes, parallel.generation_tensor, parallel.generation_pipe
     )
     formula = bench.pool.rows * total * per_position
     yield Program(*name, "cache", memory, formula, cached, "key/value cache", 0.0, 0.0, seconds)

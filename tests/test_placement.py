@@ -109,6 +109,8 @@ def test_axes_multiply_to_devices_and_replicas():
     assert mesh == MeshSizes(data=2, fsdp=3, tensor=2, micro=4, pipe=1, micro_pipe=5, expert=2)
     assert (mesh.devices, mesh.training_tensor, mesh.stages) == (480, 8, 5)
     assert (mesh.training_replicas, mesh.generation_replicas) == (12, 240)
+    mesh = mesh_sizes(MeshConfig(tensor=8, generation_tensor=4, pipe=6, generation_pipe=3))
+    assert (mesh.pipe, mesh.micro_pipe, mesh.stages, mesh.generation_replicas) == (3, 2, 6, 4)
 
 
 def test_a_pool_is_described_by_hosts_layouts_and_bytes():

@@ -26,7 +26,6 @@ from jaxflow.placement import (
 )
 
 _NAMED_MESHES, _NAMED_SIZES = 3, 4  # offered where one cannot be
-_CONSIDERED_MESHES = 1000  # that those are taken from; some of them generate in stages, which no pool does
 
 
 def role_problems(config: Config, cast: Sequence[str]) -> Iterator[str]:
@@ -114,11 +113,15 @@ def mesh_problems(config: Config, devices_available: int | None) -> Iterator[str
                 f" {mesh.tensor} = {product} devices, but hosts {pool.hosts} × devices_per_host"
                 f" {pool.devices_per_host} = {devices}; change one of them"
             )
-        if mesh.generation_tensor > 0 and mesh.tensor % mesh.generation_tensor != 0:
-            yield (
-                f"{path}.mesh.generation_tensor = {mesh.generation_tensor} does not divide {path}.mesh.tensor ="
-                f" {mesh.tensor}; set it to one of: {', '.join(map(str, divisors(mesh.tensor)))}"
-            )
+        for axis, whole, part in (
+            ("tensor", mesh.tensor, mesh.generation_tensor),
+            ("pipe", mesh.pipe, mesh.generation_pipe),
+        ):
+            if part > 0 and whole > 0 and whole % part != 0:
+                yield (
+                    f"{path}.mesh.generation_{axis} = {part} does not divide {path}.mesh.{axis} = {whole}; set it to"
+                    f" one of: {', '.join(map(str, divisors(whole)))}"
+                )
     devices = sum(pool.hosts * pool.devices_per_host for pool in cluster.pools.values())
     if devices_available is not None and not cluster.address and devices > devices_available:
         yield (
@@ -176,7 +179,7 @@ def _parallelism(pool: PoolConfig) -> Parallelism:
         mesh.tensor,
         mesh.generation_tensor,
         pipe=mesh.pipe,
-        generation_pipe=1,
+        generation_pipe=mesh.generation_pipe,
         expert=mesh.expert,
     )
 
@@ -186,11 +189,10 @@ def _nearest_meshes(pool: PoolConfig, model: DecoderConfig) -> str:
     devices = pool.hosts * pool.devices_per_host
     can_be = [
         f"data {one.data} × fsdp {one.fsdp} × expert {one.expert} × pipe {one.pipe} × tensor {one.tensor},"
-        f" generation_tensor {one.generation_tensor}"
-        for one in nearest_layouts(_parallelism(pool), devices, model, _CONSIDERED_MESHES)
-        if one.generation_pipe == 1
+        f" generation_tensor {one.generation_tensor}, generation_pipe {one.generation_pipe}"
+        for one in nearest_layouts(_parallelism(pool), devices, model, _NAMED_MESHES)
     ]
-    return f"; nearest meshes that can be: {' | '.join(can_be[:_NAMED_MESHES])}" if can_be else ""
+    return f"; nearest meshes that can be: {' | '.join(can_be)}" if can_be else ""
 
 
 def row_problems(config: Config) -> Iterator[str]:
@@ -215,12 +217,13 @@ def row_problems(config: Config) -> Iterator[str]:
     if generating in placed:
         mesh = meshes[placed[generating]]
         # A mesh whose generation size does not divide is reported already.
-        whole = mesh.training_tensor == config.cluster.pools[placed[generating]].mesh.tensor
+        asked = config.cluster.pools[placed[generating]].mesh
+        whole = (mesh.training_tensor, mesh.stages) == (asked.tensor, asked.pipe)
         if whole and sequences % mesh.generation_replicas != 0:
             yield (
                 f"{product} = {sequences} sequences per step cannot be split over the {mesh.generation_replicas}"
-                f" generation replicas of pool {placed[generating]} (data × fsdp × expert × pipe × tensor /"
-                " generation_tensor); make it a multiple"
+                f" generation replicas of pool {placed[generating]} (data × fsdp × expert × pipe / generation_pipe"
+                " × tensor / generation_tensor); make it a multiple"
             )
         elif whole and config.rollout.parts > 1:
             pools = [meshes[pool].training_replicas for pool in placed.values()]

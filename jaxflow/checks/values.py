@@ -157,7 +157,7 @@ _RANGES: Mapping[str, _Range] = {
     **dict.fromkeys(
         (
             f"cluster.pools.*.mesh.{axis}"
-            for axis in ("data", "fsdp", "tensor", "generation_tensor", "pipe", "expert")
+            for axis in ("data", "fsdp", "tensor", "generation_tensor", "pipe", "generation_pipe", "expert")
         ),
         _FROM_ONE,
     ),

@@ -14,7 +14,10 @@ class MeshConfig:
     fsdp: int = 1  # ways the weights and optimizer are sharded over replicas that see different rows (ZeRO-3)
     tensor: int = 1  # tensor-parallel size in training and scoring, t
     generation_tensor: int = 1  # tensor-parallel size in generation, t_g; divides `tensor`
-    pipe: int = 1  # pipeline stages in training and scoring, p; generation gathers the layers of all stages
+    pipe: int = 1  # pipeline stages in training and scoring, p
+    generation_pipe: int = (
+        1  # stages in generation, p_g; divides `pipe`; 1: the layers of all stages are gathered
+    )
     expert: int = (
         1  # ways a mixture's experts are cut, over replicas that see different rows; divides model.experts
     )

@@ -1,6 +1,15 @@
-"""The key/value cache: one pair of arrays per layer, contiguous per row. Knows shapes and layout only."""
+"""The key/value cache: pairs of arrays, contiguous per row. Knows shapes and layout only.
+
+Without stages there is a pair for each layer. With p stages of L/p layers there are as many pairs of the same shape, p
+of them for the j-th layer of every stage: rows [B] are then cut over the stages too, and a pair has, on each stage, a
+p-th of the rows of that stage's own layer. A replica's slots n are p groups of c, and stage s keeps row n of group
+g = n // c in pair (g + s) mod p: at every tick of a rotation (rotation.py) one pair is what all stages need.
+"""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +21,10 @@ from jaxflow.engine.sharding import Layout
 from jaxflow.models.decoder_config import DecoderConfig
 
 # [B, K, S, H]: positions of one head are neighbours, so a decode step reads each head's past in one sweep.
-NAMES = ("batch", "kv_heads", None, None)
+NAMES = ("cached", "kv_heads", None, None)
 
 Cache = tuple[tuple[Array, Array], ...]
-"""Per layer keys and values [B, K, S, H], each a buffer of its own that can be updated in place."""
+"""L pairs, keys and values [B, K, S, H], each a buffer of its own that can be updated in place."""
 
 _COPIED_TOGETHER = 8  # rows: the copies are few operations, and rounding their number up costs little
 
@@ -39,31 +48,48 @@ def copy_rows(
 ) -> Cache:
     """Write rows `origins` of a source whole into rows `places` of a cache, zeros behind what the source is wide.
 
-    Both are numbered within each replica, and nothing travels between replicas; M is the same number of copies for
-    each, those with place EMPTY at the end and not made. Nothing that stood in a place before survives, so that no
-    number, a NaN say, outlives the sequence that it belongs to.
+    Both are numbered within each replica, and nothing travels between replicas or stages; M is the same number of
+    copies for each, those with place EMPTY at the end and not made. Nothing that stood in a place before survives, so
+    that no number, a NaN say, outlives the sequence that it belongs to. Of both there may be some layers only.
     """
+    stages = layout.stages
 
     def local(cache: Cache, source: Cache, origins: Array, places: Array) -> Cache:
+        stage = jax.lax.axis_index(layout.axes["layers"]) if stages > 1 else 0
         padding = -len(places) % _COPIED_TOGETHER
         wanted = jnp.sum(places != EMPTY)
-        # An index behind the last row is what a scatter drops; a negative one would count from the end.
         places = jnp.pad(places, (0, padding), constant_values=EMPTY)
-        places = jnp.where(places == EMPTY, cache[0][0].shape[0], places)
         origins = jnp.pad(jnp.maximum(origins, 0), (0, padding))
+
+        def written(array: Array, fresh: Array, pair: int, to: Array) -> Array:
+            each = array.shape[0]
+            here = (to != EMPTY) & ((to // each + stage) % stages == pair)
+            # An index behind the last row is what a scatter drops; a negative one would count from the end.
+            return array.at[jnp.where(here, to % each, each)].set(fresh, mode="drop")
+
+        def read(arrays: Sequence[Array], from_: Array) -> Array:
+            each = arrays[0].shape[0]
+            of_pairs = [array[from_ % each] for array in arrays]
+            pair = ((from_ // each + stage) % stages)[:, None, None, None]
+            return functools.reduce(
+                lambda rows, k: jnp.where(pair == k, of_pairs[k], rows), range(1, stages), of_pairs[0]
+            )
 
         def some(turn: Array, cache: Cache) -> Cache:
             start = turn * _COPIED_TOGETHER
             from_, to = (
                 jax.lax.dynamic_slice_in_dim(rows, start, _COPIED_TOGETHER) for rows in (origins, places)
             )
-
-            def copied(array: Array, given: Array) -> Array:
-                behind = array.shape[2] - given.shape[2]
-                fresh = jnp.pad(given[from_], ((0, 0), (0, 0), (0, behind), (0, 0)))
-                return array.at[to].set(fresh.astype(array.dtype), mode="drop")
-
-            return jax.tree.map(copied, cache, source)
+            copied: list[list[Array]] = [[] for _ in cache]
+            for first in range(0, len(cache), stages):
+                for kind in range(2):
+                    given = read([pair[kind] for pair in source[first : first + stages]], from_)
+                    for k in range(stages):
+                        array = cache[first + k][kind]
+                        behind = ((0, 0), (0, 0), (0, array.shape[2] - given.shape[2]), (0, 0))
+                        fresh = jnp.pad(given, behind).astype(array.dtype)
+                        copied[first + k].append(written(array, fresh, k, to))
+            return tuple((keys, values) for keys, values in copied)
 
         return jax.lax.fori_loop(0, -(-wanted // _COPIED_TOGETHER), some, cache)
 

@@ -15,11 +15,12 @@ import jax
 import numpy as np
 
 from jaxflow.engine.batching import LENGTH_UNIT, ladder, take
+from jaxflow.engine.course import Drawn
 from jaxflow.engine.rows import Rows
 from jaxflow.engine.sampling import Sampling, StopTable
 from jaxflow.engine.schedule import Admission, Preparation, Schedule
 from jaxflow.engine.sharding import Layout
-from jaxflow.engine.slots import Address, Drawn, Progress, SlotPrograms, Slots, Starts
+from jaxflow.engine.slots import Address, Progress, SlotPrograms, Slots, Starts
 from jaxflow.models.transformer import Model, Params
 from jaxflow.types import Prompts, Rollout
 
@@ -91,6 +92,7 @@ class Generator:
             slots=self._sequences_per_device,
             prefill_tokens=PREFILL_TOKENS,
             chunk_steps=self._programs.chunk_steps,
+            unit=self._programs.groups,
         )
         address = Address(np.uint32(seed), np.int32(step), np.int32(purpose))
         call = _Call(self._programs, self._rows, schedule, params, prompts, sampling, address, stops)

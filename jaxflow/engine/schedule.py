@@ -130,6 +130,7 @@ class Schedule:
         slots: int,
         prefill_tokens: int,
         chunk_steps: int,
+        unit: int = 1,
     ):
         """Queue every replica's rows, the longest prompts first, equal ones together.
 
@@ -141,6 +142,7 @@ class Schedule:
           slots: of each replica.
           prefill_tokens: padded tokens that one prefill of a replica may have, if it is not a single prompt.
           chunk_steps: tokens that a sequence may draw between two looks at who has finished.
+          unit: slots come in multiples of it, and so do places of prepared prompts.
         """
         self.total = len(prompt_lengths)
         self.prompt_lengths, self.ends = prompt_lengths, prompt_lengths + limits
@@ -148,15 +150,19 @@ class Schedule:
         grouped = [_prompts(range(self.total)[rows], prompt_lengths, repeats) for rows in cut]
         self.width = ladder(int(prompt_lengths.max()), LENGTH_UNIT)
         most = max(map(len, grouped))
-        self.places = prompts_at_once(most, self.width, prefill_tokens)
-        self.slots = min(slots, ladder(max(rows.stop - rows.start for rows in cut), 1))
-        self._fewest = -(-self.slots // 2**_HALVINGS)
+        self._unit = unit
+        self.places = self._in_units(prompts_at_once(most, self.width, prefill_tokens))
+        self.slots = self._in_units(min(slots, ladder(max(rows.stop - rows.start for rows in cut), 1)))
+        self._fewest = self._in_units(-(-self.slots // 2**_HALVINGS))
         self._longest = max(self.width, int(self.ends.max()))
         self.positions = capacity(min(self.width + chunk_steps, self._longest), self._longest)  # of a slot
         self._chunk_steps = chunk_steps
         self._replicas = [_Replica(prompts, self.slots, self.places) for prompts in grouped]
         self.drawn = np.zeros(self.total, np.int64)  # response tokens of each row
         self.ended = np.zeros(self.total, bool)  # by an end token
+
+    def _in_units(self, count: int) -> int:
+        return -(-count // self._unit) * self._unit
 
     @property
     def waiting(self) -> np.ndarray:
@@ -210,7 +216,7 @@ class Schedule:
         if not self.waiting.any() and self.longest_left >= ahead:
             running = max(int((replica.slots != EMPTY).sum()) for replica in self._replicas)
             while slots > self._fewest and 2 * running <= slots:
-                slots = -(-slots // 2)
+                slots = self._in_units(-(-slots // 2))
         if (slots, positions) == (self.slots, self.positions):
             return None
         origins = np.stack([replica.move(slots) for replica in self._replicas])

@@ -30,8 +30,10 @@ TABLE = {
     "norm": ((), ()),
     # Activations: the batch takes over the axes that the weights leave free.
     "batch": (("data", "fsdp", "expert"), ("data", "fsdp", "expert", "micro_pipe", "micro")),
+    # Rows of a cache: of the batch's, each stage has as many of one layer as it has layers (engine/cache.py).
+    "cached": ((), ("pipe", "data", "fsdp", "expert", "micro_pipe", "micro")),
 }
-_ACTIVATIONS = ("batch",)
+_ACTIVATIONS = ("batch", "cached")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,18 +10,20 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.stages import Traced
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from jaxflow.engine import attention
-from jaxflow.engine.cache import NAMES as CACHE_NAMES
 from jaxflow.engine.cache import Cache, cache_sharding, copy_rows, empty_cache
+from jaxflow.engine.course import Course, Drawn, Sequences, moved_on_by_a_token
 from jaxflow.engine.experts import experts_over
+from jaxflow.engine.rotation import Rotation
 from jaxflow.engine.rows import EMPTY
-from jaxflow.engine.sampling import Sampling, StopTable, ends, sample, sequence_keys
+from jaxflow.engine.sampling import Sampling, StopTable, sequence_keys
 from jaxflow.engine.sharding import Layout
 from jaxflow.engine.state import abstract_arrays
 from jaxflow.models.layers import Surroundings
@@ -30,25 +32,6 @@ from jaxflow.models.transformer import LayerWeights, Model, Params
 # Of all slots, the share that must be free before a chunk ends early for those who wait: a start costs the device
 # a pause of the host's length, so that starts are worth collecting; at 16 slots one is enough.
 _FREE_SHARE = 16
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Sequences:
-    """What the device knows of the sequence in each slot; of a slot that is not running, nothing is read."""
-
-    last: Int[Array, "B"]  # the token that is decoded next; the cache holds what stands before it
-    positions: Int[Array, "B"]  # where it stands
-    ends: Int[Array, "B"]  # the first position that the sequence may not reach
-    sequence_ids: Int[Array, "B"]  # the address of its randomness
-    own_seeds: Int[Array, "B"]  # in place of the run's seed, the step and the sequence id; -1: none
-    drawn: Int[Array, "B"]  # tokens of its response
-    matched: Int[Array, "B"]  # state of the automaton that notices stop strings
-    running: Bool[Array, "B"]  # it takes more tokens
-    ended: Bool[Array, "B"]  # it ended by itself: with an end token or a stop string
-
-
-SEQUENCE_BYTES = 7 * 4 + 2  # of one slot's numbers above
 
 
 @jax.tree_util.register_dataclass
@@ -72,16 +55,6 @@ class Starts:
     ends: Int[Array, "M"]
     sequence_ids: Int[Array, "M"]
     own_seeds: Int[Array, "M"]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Drawn:
-    """The tokens of one chunk: of slot b the first `counts[b]` of each row."""
-
-    tokens: Int[Array, "B C"]
-    log_probs: Float[Array, "B C"]
-    behaviour_log_probs: Float[Array, "B C"]
 
 
 @jax.tree_util.register_dataclass
@@ -115,11 +88,15 @@ class SlotPrograms:
         self._platform = layout.mesh.devices.flat[0].platform
         turned = self._platform == "cpu"  # GPUs multiply either way alike
         self._layer_weights = functools.partial(model.layer_weights, turned=turned)
-        self._layer_shardings = layout.weights(model.layer_names(turned))
+        names = model.layer_names(turned)
+        if self.groups > 1:
+            self._layer_weights = functools.partial(model.stage_weights, stages=self.groups)
+            names = model.stage_names(self.groups)
+        self._layer_shardings = layout.weights(names)
         self._layers = jax.jit(self._layer_weights, out_shardings=self._layer_shardings)
         self._no_prompts = jax.jit(self._empty, static_argnums=(0, 1), out_shardings=caches)
         self._no_slots = jax.jit(self._idle, static_argnums=(0, 1), out_shardings=slots)
-        self._moved_pair = jax.jit(self._moved, static_argnums=(2,), out_shardings=caches)
+        self._moved_layer = jax.jit(self._moved, static_argnums=(2,), out_shardings=caches)
         self._chosen = jax.jit(self._of_origins, out_shardings=by_row)
         self._prefill = jax.jit(self._filled, donate_argnums=(2,), out_shardings=caches)
         self._start = jax.jit(self._started, donate_argnums=(0,), out_shardings=slots)
@@ -129,6 +106,11 @@ class SlotPrograms:
             donate_argnames=("slots",),
             out_shardings=(slots, by_row, layout.replicated),
         )
+
+    @property
+    def groups(self) -> int:
+        """Return how many groups a replica's slots are cut into, one for each stage."""
+        return self._layout.stages
 
     @property
     def chunk_steps(self) -> int:
@@ -168,9 +150,9 @@ class SlotPrograms:
         old = collections.deque(slots.cache)
         sequences = self._chosen(slots.sequences, origins)
         del slots
-        new = []
+        new: list[tuple[Array, Array]] = []
         while old:
-            new.append(self._moved_pair(old.popleft(), origins, positions))
+            new += self._moved_layer(tuple(old.popleft() for _ in range(self.groups)), origins, positions)
         return Slots(sequences, tuple(new))
 
     def decode(
@@ -198,12 +180,12 @@ class SlotPrograms:
         flags = [jnp.zeros(rows, bool) for _ in range(2)]
         return Slots(Sequences(*numbers, *flags), self._empty(rows, positions))
 
-    def _moved(self, pair: tuple[Array, Array], origins: Array, positions: int) -> tuple[Array, Array]:
+    def _moved(self, old: Cache, origins: Array, positions: int) -> Cache:
+        """Return one layer of the old slots, of each stage one, as the new slots hold it."""
         rows = jnp.arange(len(origins)) % (len(origins) // self._layout.replicas)
         places = jnp.where(origins == EMPTY, EMPTY, rows)
-        shape = (len(origins), pair[0].shape[1], positions, pair[0].shape[3])
-        empty = tuple(self._layout.constrain(jnp.zeros(shape, one.dtype), CACHE_NAMES) for one in pair)
-        return copy_rows((empty,), (pair,), origins, places, self._layout)[0]
+        new = empty_cache(self._model.config, len(origins), positions, self._dtype, self._layout)
+        return copy_rows(new[: self.groups], old, origins, places, self._layout)
 
     def _of_origins(self, sequences: Sequences, origins: Array) -> Sequences:
         def local(old: Sequences, origins: Array) -> Sequences:
@@ -222,12 +204,23 @@ class SlotPrograms:
         self, params: Params, layers: LayerWeights, prepared: Cache, tokens: Array, places: Array
     ) -> Cache:
         module = self._model.bind(params)
-        around = self._around(attention.keeping(self._platform))
-        columns = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        nothing = (None,) * self._model.config.layers
-        _, cache = module.backbone.with_carry(tokens, columns, nothing, layers, around)
+        attend = attention.keeping(self._platform)
         numbers = jnp.arange(len(places)) % (len(places) // self._layout.replicas)
+        if self.groups > 1:
+            way = Rotation(module.backbone, layers, self._layout, self._around)
+            cache = way.fill(self._in_groups(tokens), attend)
+        else:
+            columns = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+            nothing = (None,) * self._model.config.layers
+            _, cache = module.backbone.with_carry(tokens, columns, nothing, layers, self._around(attend))
         return copy_rows(prepared, cache, numbers, places, self._layout)
+
+    def _in_groups(self, rows: Int[Array, "M T"]) -> Int[Array, "M' T"]:
+        """Fill each replica's rows up until they are a multiple of the groups."""
+        of_replicas = rows.reshape(self._layout.replicas, -1, rows.shape[1])
+        padding = -of_replicas.shape[1] % self.groups
+        padded = jnp.pad(of_replicas, ((0, 0), (0, padding), (0, 0)))
+        return self._layout.constrain(padded.reshape(-1, rows.shape[1]), ("batch", None))
 
     def _started(self, slots: Slots, prepared: Cache, starts: Starts) -> Slots:
         cache = copy_rows(slots.cache, prepared, starts.origins, starts.places, self._layout)
@@ -265,48 +258,56 @@ class SlotPrograms:
         stops: StopTable | None,
         sampling: Sampling,
     ) -> tuple[Slots, Drawn, Progress]:
-        module, replicas = self._model.bind(params), self._layout.replicas
-        rows, steps = len(slots.sequences.last), self._chunk_steps
-        told = slots.sequences
+        module, told = self._model.bind(params), slots.sequences
+        rows, steps = len(told.last), self._chunk_steps
         keys = sequence_keys(address.seed, address.step, address.purpose, told.sequence_ids, told.own_seeds)
-        enough = jnp.minimum(max(1, rows // _FREE_SHARE), jnp.maximum(jnp.sum(waiting), 1))
+        numbers = [jnp.zeros((rows, steps), jnp.float32) for _ in range(2)]
+        drawn = Drawn(jnp.zeros((rows, steps), jnp.int32), *numbers)
+        started = (told, keys, drawn, jnp.zeros(rows, jnp.int32))
+        record = functools.partial(moved_on_by_a_token, module=module, sampling=sampling, stops=stops)
 
-        def more(carry):
-            step, slots, _, _ = carry
-            running = slots.sequences.running
-            free = jnp.sum(~running.reshape(replicas, -1), axis=1)
-            startable = jnp.sum(jnp.minimum(free, waiting))
-            return (step < steps) & jnp.any(running) & (startable < enough)
-
-        def one_token(carry):
-            step, slots, drawn, counts = carry
-            now = slots.sequences
-            hidden, cache = module.backbone.with_carry(
-                now.last[:, None],
-                now.positions[:, None],
+        if self.groups > 1:
+            way = Rotation(module.backbone, layers, self._layout, self._around)
+            courses, cache = way.decode(
+                tuple(Course(*group, jnp.int32(0)) for group in way.groups(started)),
                 slots.cache,
-                layers,
-                self._around(attention.one_token(self._platform, now.positions)),
+                lambda course: (course.sequences.last, course.sequences.positions),
+                lambda courses: self._goes_on([course.sequences.running for course in courses], waiting),
+                record,
+                steps,
             )
-            positions = now.positions + 1
-            token, *log_probs = sample(module.logits(hidden[:, 0]), keys, positions, now.drawn, sampling)
-            drawn = Drawn(
-                *(
-                    jax.lax.dynamic_update_slice(whole, new[:, None], (0, step))
-                    for whole, new in zip(
-                        (drawn.tokens, drawn.log_probs, drawn.behaviour_log_probs),
-                        (token, *log_probs),
-                        strict=True,
-                    )
-                )
-            )
-            return step + 1, Slots(_moved_on(now, token, sampling, stops), cache), drawn, counts + now.running
+            ended = [(course.sequences, course.drawn, course.counts) for course in courses]
+            sequences, drawn, counts = way.together(ended)
+        else:
 
-        zeros = jnp.zeros((rows, steps), jnp.float32)
-        drawn = Drawn(jnp.zeros((rows, steps), jnp.int32), zeros, zeros)
-        counts = jnp.zeros(rows, jnp.int32)
-        _, slots, drawn, counts = jax.lax.while_loop(more, one_token, (jnp.int32(0), slots, drawn, counts))
-        return slots, drawn, Progress(counts, slots.sequences.running, slots.sequences.ended)
+            def one_token(carry):
+                course, cache = carry
+                now = course.sequences
+                hidden, cache = module.backbone.with_carry(
+                    now.last[:, None],
+                    now.positions[:, None],
+                    cache,
+                    layers,
+                    self._around(attention.one_token(self._platform, now.positions)),
+                )
+                return record(course, hidden[:, 0]), cache
+
+            def more(carry):
+                course = carry[0]
+                return (course.step < steps) & self._goes_on([course.sequences.running], waiting)
+
+            first = Course(*started, jnp.int32(0))
+            course, cache = jax.lax.while_loop(more, one_token, (first, slots.cache))
+            sequences, drawn, counts = course.sequences, course.drawn, course.counts
+        return Slots(sequences, cache), drawn, Progress(counts, sequences.running, sequences.ended)
+
+    def _goes_on(self, running: Sequence[Bool[Array, "b"]], waiting: Int[Array, "R"]) -> Bool[Array, ""]:
+        """Return whether a chunk is worth going on with: some run, and few of those who wait could start."""
+        replicas, rows = self._layout.replicas, sum(map(len, running))
+        enough = jnp.minimum(max(1, rows // _FREE_SHARE), jnp.maximum(jnp.sum(waiting), 1))
+        free = sum(jnp.sum(~group.reshape(replicas, -1), axis=1) for group in running)
+        some = functools.reduce(jnp.logical_or, map(jnp.any, running))
+        return some & (jnp.sum(jnp.minimum(free, waiting)) < enough)
 
     def _abstract_weights(self) -> tuple[Params, LayerWeights]:
         layout, model = self._layout, self._model
@@ -339,19 +340,3 @@ class SlotPrograms:
         return self._decode.trace(
             *weights, abstract_arrays(slots, places), waiting, address, None, sampling=sampling
         )
-
-
-def _moved_on(
-    now: Sequences, token: Int[Array, "B"], sampling: Sampling, stops: StopTable | None
-) -> Sequences:
-    """Return the sequences one token on; those that do not run decode their last token again and again."""
-    over, matched = ends(token, now.drawn, now.matched, sampling, stops)
-    return dataclasses.replace(
-        now,
-        last=jnp.where(now.running, token, now.last),
-        positions=now.positions + now.running,
-        drawn=now.drawn + now.running,
-        matched=matched,
-        running=now.running & ~over & (now.positions + 2 < now.ends),
-        ended=now.ended | (now.running & over),
-    )

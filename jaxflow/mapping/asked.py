@@ -164,6 +164,6 @@ def parallelism(mesh: MeshConfig) -> Parallelism:
         tensor=mesh.tensor,
         generation_tensor=mesh.generation_tensor,
         pipe=mesh.pipe,
-        generation_pipe=1,
+        generation_pipe=mesh.generation_pipe,
         expert=mesh.expert,
     )

@@ -29,7 +29,9 @@ class EngineProfile:
     layer_copies: int  # of the layers' generation weights, made while generating
     rollout_offloaded: bool  # generation weights leave the device while others compute
     one_mesh_per_pool: bool  # the models of a pool share its layout
-    generation_pipes: bool  # generation may keep pipeline stages; else it gathers the layers of all
+    generation_pipes: (
+        bool  # the search lets generation keep pipeline stages; else all their layers are gathered
+    )
     rows_divide: bool  # rows must split equally over replicas
     slots: bool  # decode reads a cache of all slots that grows by doubling, not each row's own length; a prompt's
     # samples share its prefill, which goes through a few prompts at a time

@@ -64,10 +64,11 @@ def _pool_lines(pool: PlannedPool) -> Iterator[str]:
     expert = f" × expert {mesh.expert}" if mesh.expert > 1 else ""
     yield f"  training    data {mesh.data} × fsdp {mesh.fsdp}{expert}{pipe} × tensor {mesh.tensor}"
     if pool.rows > 0:
-        replicas = pool.hosts * pool.devices_per_host // mesh.generation_tensor
+        replicas = pool.hosts * pool.devices_per_host // (mesh.generation_tensor * mesh.generation_pipe)
+        stages = f" × pipe {mesh.generation_pipe}" if mesh.generation_pipe > 1 else ""
         yield (
-            f"  generation  {replicas} replicas × tensor {mesh.generation_tensor}, {pool.rows} sequences of each at"
-            " a time"
+            f"  generation  {replicas} replicas{stages} × tensor {mesh.generation_tensor}, {pool.rows} sequences of"
+            " each at a time"
         )
     if pool.generation_scoring:
         yield f"  scoring     in the generation layout: {', '.join(pool.generation_scoring)}"

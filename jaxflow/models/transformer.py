@@ -82,7 +82,8 @@ class Backbone(nnx.Module):
         self.final_norm = RMSNorm(config.width, config.norm_epsilon, config.norm_offset)
         self.config = config
 
-    def _start(self, tokens: Int[Array, "B T"], around: Surroundings) -> Float[Array, "B T D"]:
+    def start(self, tokens: Int[Array, "B T"], around: Surroundings) -> Float[Array, "B T D"]:
+        """Look tokens up: what the first layer is given."""
         # The table is sharded over both its dimensions at rest; gathering the width first keeps the look-up
         # a local one (sharded over both, XLA would rematerialise the whole activation).
         table = around.constrain(self.embedding.get_value(), ("vocabulary", None))
@@ -114,7 +115,7 @@ class Backbone(nnx.Module):
         own = (stacked, places.per_layer())
         notes = inside.routing_notes if self.config.experts > 0 else None
         nothing = () if notes is None else (jnp.zeros((*tokens.shape, *notes.shape), jnp.float32),)
-        x, *noted = around.over_layers(block, (self._start(tokens, around), *nothing), own)
+        x, *noted = around.over_layers(block, (self.start(tokens, around), *nothing), own)
         return self.final_norm(x), noted[0] if noted else None
 
     def with_carry(
@@ -125,17 +126,29 @@ class Backbone(nnx.Module):
         layer_weights: LayerWeights,
         around: Surroundings,
     ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
-        """Return hidden states and each layer's new carry (its cache), the layers unrolled.
+        """Return hidden states and each layer's new carry (its cache)."""
+        x, kinds = self.start(tokens, around), self.config.local_layers
+        x, carries = self.through(x, positions, carries, layer_weights, kinds, around)
+        return self.final_norm(x), carries
+
+    def through(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        carries: Sequence[Any],
+        layer_weights: LayerWeights,
+        local: Sequence[bool | Bool[Array, ""]],
+        around: Surroundings,
+    ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
+        """Run the layers with these weights, of which those that are `local` see their window only, unrolled.
 
         A cache that went through `scan` would exist twice; unrolled, each layer's is updated in place.
         """
-        x, places = self._start(tokens, around), _Places(self.config, positions)
-        definition, _ = nnx.split(self.layers)
+        places, (definition, _) = _Places(self.config, positions), nnx.split(self.layers)
         carries = list(carries)
-        for i, weights in enumerate(layer_weights):
-            place = places.at(self.config.local_layers[i])
-            x, carries[i], _ = nnx.merge(definition, weights)(x, place, carries[i], around)
-        return self.final_norm(x), tuple(carries)
+        for i, (weights, kind) in enumerate(zip(layer_weights, local, strict=True)):
+            x, carries[i], _ = nnx.merge(definition, weights)(x, places.at(kind), carries[i], around)
+        return x, tuple(carries)
 
 
 class LanguageModel(nnx.Module):
@@ -225,6 +238,16 @@ class Model:
             return 0
         summed = _SUMMED.get(path[-1].key, 0)
         return summed if math.prod(shape) >= _TURNED_FROM else 0
+
+    def stage_weights(self, params: Params, stages: int) -> LayerWeights:
+        """Return the weights of the first, second, … layer of every stage [p, …], cut out of their stacks."""
+        stacked, each = params["backbone"]["layers"], self.config.layers // stages
+        cut = jax.tree.map(lambda weight: weight.reshape(stages, each, *weight.shape[1:]), stacked)
+        return [jax.tree.map(lambda weight, j=j: weight[:, j], cut) for j in range(each)]
+
+    def stage_names(self, stages: int) -> Sequence[Mapping[str, Any]]:
+        """Return the logical names of `stage_weights`."""
+        return [self.names["backbone"]["layers"]] * (self.config.layers // stages)
 
     def _is_trained(self, path: tuple[str, ...]) -> bool:
         own_head = self.kind is ScalarModel and path[0] == "head"

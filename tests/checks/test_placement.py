@@ -75,6 +75,7 @@ def test_each_role_must_stand_in_exactly_one_pool(changes, expected):
             " devices_per_host 3",
         ),
         ({"cluster__pools__main__mesh__generation_tensor": 3}, "mesh.tensor = 4; set it to one of: 1, 2, 4"),
+        ({"cluster__pools__main__mesh__generation_pipe": 2}, "mesh.pipe = 1; set it to one of: 1"),
     ],
 )
 def test_a_mesh_must_be_that_of_its_pools_devices(changes, expected):
@@ -138,7 +139,9 @@ def test_weights_must_split_over_the_mesh_of_their_roles_pool(changes, expected)
 def test_the_nearest_meshes_that_can_hold_the_model_are_named():
     (problem,) = problems(config(actor__model__mlp_width=510))
     offered = problem.partition("; nearest meshes that can be: ")[2].split(" | ")
-    assert offered[0] == "data 4 × fsdp 1 × expert 1 × pipe 1 × tensor 2, generation_tensor 2"
+    assert (
+        offered[0] == "data 4 × fsdp 1 × expert 1 × pipe 1 × tensor 2, generation_tensor 2, generation_pipe 1"
+    )
     assert len(set(offered)) == 3
 
 

@@ -86,8 +86,8 @@ KEYS: tuple[Key, ...] = (
         f"{ROLLOUT}.pipeline_model_parallel_size",
         1,
         (1,),
-        "jaxflow generates without pipeline stages: it gathers the layers of all of them",
-        "raise rollout.tensor_model_parallel_size instead",
+        "the rollout's stages are training's own, or a divisor of them, and only a mesh knows which fit",
+        "set it to 1, and cluster.pools.main.mesh.generation_pipe in the config that comes out",
     ),
 )
 

@@ -104,9 +104,9 @@ def set_options(
         fastest = [min(costs, key=lambda cost: cost.preparation) for costs in table]
         if _beaten(_least_stages(loads, fastest, generator, setting), kept):
             continue
-        for costs in _choices(table, freedom):
-            least = _least_stages(loads, costs, generator, setting)
-            if _beaten(least, kept):
+        choices = _choices(table, freedom)
+        for costs in choices:
+            if len(choices) > 1 and _beaten(_least_stages(loads, costs, generator, setting), kept):
                 continue
             here = cost_set(loads, costs, generator, setting, False, group)
             roomy = here is not None and (

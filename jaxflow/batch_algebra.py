@@ -6,7 +6,6 @@ Pure arithmetic on a config that `checks.check` accepts. Knows no device, file o
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 
 from jaxflow.config import ActorConfig, Config, CriticConfig, RewardConfig
@@ -53,7 +52,7 @@ class Derived:
     sequences_per_step: int  # prompts × samples per prompt
     longest_sequence_tokens: int  # prompt + response
     generation_rows: int  # of each generation replica, per step; 0 where no step generates
-    generation_rounds: int  # of at most rollout.sequences_per_device rows each, over all parts of the step
+    generation_slots: int  # rows of each generation replica that run at once: others wait for one to end
     actor: UpdatePlan | None  # None where no pool has an actor
     critic: UpdatePlan | None  # None where no pool has a critic: the algorithm needs none
     taught: Mapping[str, UpdatePlan]  # of the judges that the algorithm teaches, by role
@@ -78,7 +77,7 @@ def derive(config: Config, vocabulary_size: int) -> Derived:
         sequences_per_step=sequences,
         longest_sequence_tokens=longest_sequence_tokens(config),
         generation_rows=rows,
-        generation_rounds=parts * math.ceil(rows // parts / config.rollout.sequences_per_device),
+        generation_slots=min(rows // parts, config.rollout.sequences_per_device),
         actor=_update_plan(config, config.actor, meshes["actor"], learning) if "actor" in meshes else None,
         critic=_update_plan(config, config.critic, meshes["critic"], total) if "critic" in meshes else None,
         taught={
@@ -122,8 +121,7 @@ def describe(config: Config, derived: Derived) -> str:
     ]
     if kind == PROMPTS:
         lines.append(
-            f"  generate    {derived.generation_rows} sequences per replica in {derived.generation_rounds}"
-            f" round(s) of at most {rollout.sequences_per_device}"
+            f"  generate    {derived.generation_rows} sequences per replica, {derived.generation_slots} at once"
         )
     plans = {"actor": derived.actor, "critic": derived.critic, **derived.taught}
     updates = []

@@ -72,6 +72,7 @@ TIMINGS = (
     "perf/throughput",
     "perf/time_per_step",
     "perf/controller",
+    "perf/generation",  # what slots there are is the placement's
     "transition/seconds",
     "offload/seconds",
 )

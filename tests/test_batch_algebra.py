@@ -14,7 +14,7 @@ def test_the_batch_algebra_is_the_one_computed_by_hand():
     derived = derive(config(critic__model__layers=1), 100)
     assert (derived.prompts_per_step, derived.sequences_per_step) == (96, 384)
     assert derived.longest_sequence_tokens == 32
-    assert (derived.generation_rows, derived.generation_rounds) == (96, 2)
+    assert (derived.generation_rows, derived.generation_slots) == (96, 64)
     # Actor: 384 / 128 = 3 mini-batches × 2 passes, in 10 steps; 640 / 32 = 20 rows on each of 2 replicas.
     assert derived.actor == UpdatePlan(
         minibatch_sequences=128,
@@ -59,9 +59,9 @@ def test_an_algorithm_without_a_critic_has_no_plan_for_one():
     assert "critic" not in describe(config(cluster__pools__main__roles=["actor", "reward"]), derived)
 
 
-def test_every_part_of_a_step_is_generated_in_rounds_of_its_own():
-    # 96 rows of each of 4 replicas in 2 parts of 48: one round of at most 64 each; in 3 of 32: three.
-    assert [derive(config(rollout__parts=parts), 100).generation_rounds for parts in (2, 3)] == [2, 3]
+def test_of_every_part_of_a_step_so_many_rows_run_at_once_as_fit():
+    # 96 rows of each of 4 replicas in 1, 2 and 3 parts, 64 of them at once at most.
+    assert [derive(config(rollout__parts=parts), 100).generation_slots for parts in (1, 2, 3)] == [64, 48, 32]
 
 
 def test_a_vocabulary_that_is_given_stays():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import operator
 import time
 
 import jax
@@ -39,6 +40,22 @@ class Allowance:
 UNLIMITED = Allowance(0, 0.0)
 
 
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """What calls came to, over all replicas."""
+
+    seconds: float  # as this process saw it
+    response_tokens: int
+    slot_steps: int  # tokens that the slots could have drawn in the steps that were made
+    prefill_tokens: int  # padded
+
+    def __add__(self, other: Effort) -> Effort:
+        return Effort(*map(operator.add, dataclasses.astuple(self), dataclasses.astuple(other)))
+
+
+NO_EFFORT = Effort(0.0, 0, 0, 0)
+
+
 class Generator:
     """Generates responses on a mesh under one generation layout; a process gives and gets its own rows."""
 
@@ -54,11 +71,17 @@ class Generator:
         self._sequences_per_device = sequences_per_device
         self._rows = Rows(layout.mesh, layout.axes["batch"])
         self._programs = SlotPrograms(model, layout, dtype, chunk_steps)
+        self._effort = NO_EFFORT
 
     @property
     def programs(self) -> SlotPrograms:
         """Return the programs that it dispatches, to be traced for a plan."""
         return self._programs
+
+    def take_effort(self) -> Effort:
+        """Return what the calls since the last time came to."""
+        effort, self._effort = self._effort, NO_EFFORT
+        return effort
 
     def __call__(
         self,
@@ -96,7 +119,11 @@ class Generator:
         )
         address = Address(np.uint32(seed), np.int32(step), np.int32(purpose))
         call = _Call(self._programs, self._rows, schedule, params, prompts, sampling, address, stops)
-        return call.run(policy_updates, clock)
+        rollout = call.run(policy_updates, clock)
+        self._effort += Effort(
+            clock.seconds, int(schedule.drawn.sum()), schedule.slot_steps, schedule.prefill_tokens
+        )
+        return rollout
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -218,12 +245,17 @@ class _Clock:
         self._started = time.monotonic()
         self.runs = allowance.tokens > 0 or allowance.seconds > 0
 
+    @property
+    def seconds(self) -> float:
+        """Return how many have passed."""
+        return time.monotonic() - self._started
+
     def is_over(self, tokens: int) -> bool:
         """Return whether so many tokens are enough, or any process has waited long enough. Collective."""
         if 0 < self._allowance.tokens <= tokens:
             return True
-        late = time.monotonic() - self._started >= self._allowance.seconds
-        return self._allowance.seconds > 0 and self._rows.any(late)
+        limit = self._allowance.seconds
+        return limit > 0 and self._rows.any(self.seconds >= limit)
 
 
 class _Answers:

@@ -160,6 +160,8 @@ class Schedule:
         self._replicas = [_Replica(prompts, self.slots, self.places) for prompts in grouped]
         self.drawn = np.zeros(self.total, np.int64)  # response tokens of each row
         self.ended = np.zeros(self.total, bool)  # by an end token
+        self.slot_steps = 0  # tokens that all slots could have drawn so far
+        self.prefill_tokens = 0  # padded ones of all prompts so far
 
     def _in_units(self, count: int) -> int:
         return -(-count // self._unit) * self._unit
@@ -192,7 +194,9 @@ class Schedule:
         count = 1 << (max(map(len, taken)) - 1).bit_length()
         rows, places = _table(taken, count)
         longest = self.prompt_lengths[rows[rows != EMPTY]].max()
-        return Preparation(rows, places.astype(np.int32), min(ladder(int(longest), LENGTH_UNIT), self.width))
+        width = min(ladder(int(longest), LENGTH_UNIT), self.width)
+        self.prefill_tokens += rows.size * width
+        return Preparation(rows, places.astype(np.int32), width)
 
     def admit(self) -> Admission | None:
         """Give free slots to rows that wait and whose prompts are prepared, if there are both."""
@@ -227,6 +231,7 @@ class Schedule:
         """Take note of how far a chunk came that ran `rows` [blocks, slots]; slots of rows that are done are free."""
         rows = rows.reshape(-1)
         here = rows != EMPTY
+        self.slot_steps += int(progress.counts.max()) * len(rows)
         self.drawn[rows[here]] += progress.counts[here]
         self.ended[rows[here]] = progress.ended[here]
         done = rows[here & ~progress.running]

@@ -185,7 +185,8 @@ class Actor(Saved):
             "training/staleness_updates/mean": float(np.mean(ages)),
             "training/staleness_updates/max": float(np.max(ages)),
         }
-        return named("actor", metrics) | staleness | self._transition_metrics
+        figures = self._transition_metrics | self._sampler.take_figures()
+        return named("actor", metrics) | staleness | figures
 
     @exposed("load", ONE_TO_ALL)
     def load(self, directory: str) -> ReadReport | None:

@@ -63,6 +63,18 @@ class Sampler:
         temperature = self._config.rollout.validation_temperature
         return self._generate(weights, prompts, temperature, _VALIDATION_ROLLOUT, updates)
 
+    def take_figures(self) -> dict[str, float]:
+        """Return the rate and the waste of all generation since the last time; nothing where there was none."""
+        effort = self._generator.take_effort()
+        if effort.response_tokens == 0:
+            return {}
+        passed = effort.prefill_tokens + effort.slot_steps
+        return {
+            "perf/generation_tokens_per_second": effort.response_tokens / effort.seconds,
+            "perf/generation_slot_occupancy": effort.response_tokens / effort.slot_steps,
+            "perf/generation_prefill_share": effort.prefill_tokens / passed,
+        }
+
     def _generate(
         self,
         weights: Params,

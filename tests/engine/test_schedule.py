@@ -62,6 +62,7 @@ def course(prompts, samples, blocks, slots, prefill_tokens=64, chunk=8, seed=0):
         schedule.record(occupied, Progress(counts, running, here & ~running & (wanted[rows] < LIMIT)))
         chunks += 1
     np.testing.assert_array_equal(schedule.drawn, wanted)
+    assert schedule.slot_steps >= wanted.sum() and schedule.prefill_tokens >= lengths[::samples].sum()
     np.testing.assert_array_equal(schedule.ended, wanted < LIMIT)
     return prefills, started, chunks, wanted
 

@@ -29,6 +29,9 @@ def test_rows_that_a_budget_stops_have_no_say_in_training_and_validation_knows_n
     assert sampled.stopped.all() and not sampled.response_mask.any()
     assert sampled.lengths[0] > 3 and sampled.lengths[-1] == 3, "what was drawn is there, and may be nothing"
     assert not any(leaf.any() for leaf in (sampled.rollout_log_probs, sampled.behaviour_log_probs))
+    figures = sampler.take_figures()
+    assert figures["perf/generation_slot_occupancy"] == 1 and figures["perf/generation_tokens_per_second"] > 0
+    assert sampler.take_figures() == {}
     validated = sampler.validate(weights, prompts, 0)
     assert not validated.stopped.any() and (validated.response_mask.sum(axis=1) == 40).all()
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(sampled))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import threading
+from collections.abc import Callable
 from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_AGAIN_SECONDS = 0.05  # after which a signal is sent again whose exception was lost
 
 
 class Stopped(BaseException):
@@ -28,17 +33,23 @@ class Stop:
     """Listens to signals: first they end the program, later the first one is a wish and the second ends it.
 
     Ending unwinds the program (its child processes and the terminal are given back); a signal during that
-    ends the process on the spot.
+    ends the process on the spot. A signal that arrives in a finaliser or in a callback of the garbage collector, where
+    Python drops exceptions, comes again a moment later.
     """
 
     def __init__(self) -> None:
         self._deferring = False
         self._noted: int | None = None
+        self._dropped: Callable[[sys.UnraisableHookArgs], object] | None = (
+            None  # where they were told of before
+        )
 
     def listen(self) -> None:
         """Take the signals over: each raises `Stopped` in the main thread. Call it there."""
         for number in _SIGNALS:
             signal.signal(number, self._receive)
+        if self._dropped is None:
+            self._dropped, sys.unraisablehook = sys.unraisablehook, self._send_again
 
     def defer(self) -> None:
         """Let the next signal be noted as a wish instead."""
@@ -51,6 +62,16 @@ class Stop:
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         raise Stopped(number)
+
+    def _send_again(self, unraisable: sys.UnraisableHookArgs) -> None:
+        stopped = unraisable.exc_value
+        if not isinstance(stopped, Stopped):
+            self._dropped(unraisable)
+            return
+        self.listen()
+        again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), stopped.number))
+        again.daemon = True
+        again.start()
 
     @property
     def wished(self) -> bool:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+import time
 
 import pytest
 
@@ -9,7 +11,8 @@ from jaxflow.stop import Stop, Stopped
 
 
 @pytest.fixture
-def stop():
+def stop(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # it is put back
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     listening = Stop()
     listening.listen()
@@ -37,6 +40,19 @@ def test_a_deferred_signal_is_a_wish_and_the_second_ends_the_program(stop, numbe
     assert stop.wished and stop.exit_code == code
     with pytest.raises(Stopped):
         send(signal.SIGTERM)
+
+
+def test_a_signal_whose_exception_is_lost_in_a_finaliser_comes_again(stop):
+    class Finalised:
+        def __del__(self):
+            send(signal.SIGTERM)
+            raise AssertionError("the signal was not received here")
+
+    deadline = time.monotonic() + 60
+    with pytest.raises(Stopped, match="stopped by SIGTERM"):
+        del Finalised().__dict__
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
 
 
 def test_a_signal_while_the_program_ends_is_left_to_the_system(stop):

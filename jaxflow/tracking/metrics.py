@@ -10,13 +10,16 @@ import collections
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
 from jaxflow.tracking.jsonl import DiskGuard, JsonLines, read_rows
-from jaxflow.tracking.tensorboard import TensorBoard
 from jaxflow.types import OFFLOAD_SPAN, Metrics, RewardFigures, Sample, Span
+
+if TYPE_CHECKING:
+    from jaxflow.tracking.tensorboard import TensorBoard
 
 FILE_NAME = "metrics.jsonl"
 GLOBAL_STEP = "training/global_step"
@@ -44,7 +47,12 @@ class MetricsWriter:
     def __init__(self, workdir: Path, tensorboard: bool, warn: Callable[[str], None]):
         self._lines = JsonLines(workdir / FILE_NAME, GLOBAL_STEP)
         self._tensorboard_directory = workdir / "tensorboard"
-        self._tensorboard = TensorBoard(self._tensorboard_directory) if tensorboard else None
+        self._tensorboard: TensorBoard | None = None
+        if tensorboard:
+            # Not before it is wanted: its library imports torch where that is installed, which takes a second.
+            from jaxflow.tracking.tensorboard import TensorBoard
+
+            self._tensorboard = TensorBoard(self._tensorboard_directory)
         self._guard = DiskGuard(warn)
         with self._guard.writing(workdir):
             workdir.mkdir(parents=True, exist_ok=True)

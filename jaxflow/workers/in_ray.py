@@ -30,6 +30,9 @@ from jaxflow.workers.world import World
 # life and stacks have threads of their own.
 _HEALTH = "health"
 _PATIENCE = 3  # of a process with a silent peer, in units of the watch's
+# Programs are compiled for the time that they wait in a collective: it is the same for every stage up to this, so
+# that a run with another limit finds its programs compiled.
+_LONG_STAGE_SECONDS = 3600.0
 _GRACE_SECONDS = 2.0  # a process has to end as Ray tells it to, before SIGKILL
 _GONE_SECONDS = 10.0  # a process that SIGKILL was sent to is given so long
 
@@ -92,7 +95,7 @@ class InRay:
             start_timeout_seconds=cluster.start_timeout_seconds,
             # The watch, which can tell who keeps the others waiting, comes first: they can only end over it.
             heartbeat_timeout_seconds=_PATIENCE * cluster.heartbeat_timeout_seconds,
-            collective_timeout_seconds=_PATIENCE * cluster.stage_timeout_seconds,
+            collective_timeout_seconds=_PATIENCE * max(cluster.stage_timeout_seconds, _LONG_STAGE_SECONDS),
             compilation_cache=pool.compilation_cache,
             cores=cores,
         )

@@ -50,6 +50,23 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("out", type=Path, metavar="OUT", help="folder to be made")
     one.add_argument("--adapter", type=Path, metavar="PEFT_DIR", help="LoRA of the peft library, merged in")
 
+    _add_export(actions)
+    one = actions.add_parser("inspect", help="what a directory of weights of either kind holds")
+    one.add_argument("directory", type=Path, metavar="DIR")
+
+    one = actions.add_parser(
+        "compare",
+        help="largest differences of two directories of weights, of either kind",
+        description="Compare weights role by role: the largest |a − b|, and that over the largest |a|. Exit code 1"
+        " where names or shapes differ, or a difference is above the tolerance.",
+    )
+    one.add_argument("one", type=Path, metavar="A")
+    one.add_argument("other", type=Path, metavar="B")
+    one.add_argument("--tolerance", type=float, default=0.0, help="absolute; default: 0")
+    return parser
+
+
+def _add_export(actions: argparse._SubParsersAction) -> None:
     one = actions.add_parser(
         "export",
         help="weights of a run, or a folder of weights, into a Hugging Face checkpoint",
@@ -89,20 +106,6 @@ def _parser() -> argparse.ArgumentParser:
         default=MOST_BYTES_PER_FILE,
         help=f"most bytes of one safetensors file; default: {MOST_BYTES_PER_FILE}",
     )
-
-    one = actions.add_parser("inspect", help="what a directory of weights of either kind holds")
-    one.add_argument("directory", type=Path, metavar="DIR")
-
-    one = actions.add_parser(
-        "compare",
-        help="largest differences of two directories of weights, of either kind",
-        description="Compare weights role by role: the largest |a − b|, and that over the largest |a|. Exit code 1"
-        " where names or shapes differ, or a difference is above the tolerance.",
-    )
-    one.add_argument("one", type=Path, metavar="A")
-    one.add_argument("other", type=Path, metavar="B")
-    one.add_argument("--tolerance", type=float, default=0.0, help="absolute; default: 0")
-    return parser
 
 
 def _compare(one: Path, other: Path, tolerance: float) -> int:

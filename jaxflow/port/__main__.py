@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -93,8 +94,8 @@ def main(arguments: Sequence[str]) -> int:
     out = pathlib.Path(f"{request.stem}.py") if options.out is None else options.out
     if out.exists() and not options.force:
         raise UserError(f"{out} is there already: give --force to write over it, or another --out=FILE.py")
-    print(report(translation))
     out.write_text(config_file(translation, request.source), encoding="utf-8")
+    print(report(translation))
     print(
         f"\nwrote {out}; to see what it amounts to, add --print_config to\n  {command(translation, str(out))}"
     )
@@ -103,6 +104,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run() -> None:
     """Be the program: messages to people, exit codes to shells."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who reads the report may have seen enough, as `head` has
     try:
         code = main(sys.argv[1:])
     except UserError as error:

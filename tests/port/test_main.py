@@ -51,6 +51,16 @@ def test_a_script_with_keys_on_top_becomes_a_file_and_a_report(folder, capsys):
     assert all(sum(line.startswith(f"  {key} = ") for line in lines) == 1 for key in given)
 
 
+def test_the_file_is_there_before_a_reader_of_the_report_can_leave(folder, monkeypatch):
+    def gone(*words):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", gone)
+    with pytest.raises(BrokenPipeError):
+        main(["verl", "run.sh"])
+    assert (folder / "run.py").exists()
+
+
 def test_a_yaml_file_with_overrides_becomes_the_same_run(folder):
     (folder / "own.yaml").write_text(
         "defaults:\n  - ppo_trainer\n  - _self_\n"

@@ -61,9 +61,10 @@ def listens_beyond_loopback(processes):
     """The addresses in /proc/net of listening sockets of these processes that other machines could reach."""
     sockets = set()
     for number in processes:
-        for link in pathlib.Path(f"/proc/{number}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                sockets.add(os.readlink(link))
+        with contextlib.suppress(FileNotFoundError):  # it has ended meanwhile
+            for link in pathlib.Path(f"/proc/{number}/fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    sockets.add(os.readlink(link))
     found = []
     for table in ("tcp", "tcp6"):
         for line in pathlib.Path("/proc/net", table).read_text().splitlines()[1:]:

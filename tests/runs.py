@@ -55,6 +55,7 @@ MICRO = {
     "critic.minibatch_sequences": 8,
     "warm_start.steps": 3,
     "warm_start.sequences_per_step": 8,
+    "tracking.tensorboard": False,  # tests/tracking sees to it; here it costs every process a second
 }
 CONFIG_WITH_POOLS = """
 import runpy
@@ -147,9 +148,8 @@ def flags(workdir, pools=None, **changes):
 
 
 def environment():
-    """A user's environment with a folder of compiled programs that only tests share."""
-    ours = {"XDG_CACHE_HOME": jax.config.jax_compilation_cache_dir, "PYTHONPATH": str(ROOT)}
-    return {**os.environ, **ours}
+    """A user's environment, where compiled programs are kept and found beside those of this process."""
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """The command line: what is refused and how, and whole runs as a user starts them."""
 
 import json
+import pathlib
+import shutil
 import signal
 import sys
 
@@ -18,7 +20,7 @@ def command(monkeypatch, capsys):
     # What a run would leave behind in this process, and its eight devices before a pool asks for fewer.
     cache = jax.config.jax_compilation_cache_dir
     jax.devices()
-    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
     def run(*arguments):
         monkeypatch.delitem(sys.modules, "config_config", raising=False)  # the config file of the call before
@@ -299,14 +301,16 @@ def test_a_failure_is_one_line_with_its_trace_in_the_workdir(command, tmp_path, 
 
 
 @pytest.mark.slow
-def test_garbage_in_the_folder_of_compiled_programs_stops_nothing(finished, tmp_path):
-    folder = tmp_path / "cache/jaxflow/programs"
+def test_garbage_in_the_folder_of_compiled_programs_stops_nothing(tmp_path):
     changes = {"cluster.launcher": "inprocess", "run.total_steps": 1, "warm_start.steps": 0}
-    arguments = flags(tmp_path / "a", **changes)
-    assert run_to_end(*arguments, XDG_CACHE_HOME=str(tmp_path / "cache")).code == 0
-    programs = sorted(path for path in folder.iterdir() if path.name.endswith("-cache"))
-    assert programs
-    for program in programs[::4]:
+    assert run_to_end(*flags(tmp_path / "a", **changes)).code == 0
+    folder = tmp_path / "cache/jaxflow/programs"
+    folder.mkdir(parents=True)
+    for program in pathlib.Path(jax.config.jax_compilation_cache_dir).glob("*-cache"):
+        shutil.copy(program, folder)
+    damaged = list(folder.glob("jit_create-*-cache"))
+    assert damaged  # one of them is the program that the run begins with
+    for program in damaged:
         program.write_bytes(b"garbage")
     ended = run_to_end(*flags(tmp_path / "b", **changes), XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert ended.code == 0, ended.errors

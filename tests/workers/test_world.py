@@ -153,7 +153,7 @@ def test_a_collective_without_its_peer_raises_in_time(reports, processes):
     go_on(processes[0])
     outcome = json.loads(processes[0].stdout.readline())
     assert f"Timed out waiting {1000 * COLLECTIVE_SECONDS}ms" in outcome["error"]
-    assert outcome["seconds"] < 3 * COLLECTIVE_SECONDS
+    assert outcome["seconds"] < 60  # and not the half hour that XLA gives by itself
 
 
 def failure(world):
@@ -163,21 +163,21 @@ def failure(world):
 
 
 def test_all_who_came_learn_in_time_that_one_did_not():
-    zero = world_of(processes=3, start_timeout_seconds=1.0)
+    zero = world_of(processes=3, start_timeout_seconds=3.0)
     one = dataclasses.replace(zero, process_index=1)
     with concurrent.futures.ThreadPoolExecutor() as threads:
-        messages = list(threads.map(failure, (zero, one), timeout=20))
-    assert "no process [2] in 1 s" in messages[0]
+        messages = list(threads.map(failure, (zero, one), timeout=120))
+    assert "no process [2] in 3 s" in messages[0]
     assert "process 0 did not gather" in messages[1]
 
 
 def test_a_stranger_at_the_coordinators_port_stands_for_nobody():
-    world = world_of(start_timeout_seconds=1.0)
+    world = world_of(start_timeout_seconds=3.0)
     with concurrent.futures.ThreadPoolExecutor() as threads:
         message = threads.submit(failure, world)
         with socket.create_connection(connected(world)) as stranger:
             stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            assert "no process [1]" in message.result(timeout=20)
+            assert "no process [1]" in message.result(timeout=120)
 
 
 def connected(world):

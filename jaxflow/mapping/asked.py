@@ -137,7 +137,7 @@ def groups_of(config: Config) -> tuple[DeviceGroup, ...]:
     cluster = config.cluster
     if cluster.mapping == "auto":
         return tuple(
-            DeviceGroup(profile_of(config, asked.kind), asked.hosts, asked.devices_per_host)
+            _group(config, asked.kind, asked.hosts, asked.devices_per_host)
             for asked in (cluster.devices, *cluster.more_devices.values())
         )
     groups = []
@@ -145,8 +145,14 @@ def groups_of(config: Config) -> tuple[DeviceGroup, ...]:
         pools = [pool for pool in cluster.pools.values() if pool.device == kind]
         inside = max(pool.devices_per_host for pool in pools)
         devices = sum(pool.hosts * pool.devices_per_host for pool in pools)
-        groups.append(DeviceGroup(profile_of(config, kind), math.ceil(devices / inside), inside))
+        groups.append(_group(config, kind, math.ceil(devices / inside), inside))
     return tuple(groups)
+
+
+def _group(config: Config, kind: str, hosts: int, devices_per_host: int) -> DeviceGroup:
+    """Return devices of a kind, all at work at once."""
+    profile = profile_of(config, kind).among(hosts * devices_per_host)
+    return DeviceGroup(profile, hosts, devices_per_host)
 
 
 def described(groups: Sequence[DeviceGroup]) -> str:

@@ -3,8 +3,10 @@
     python -m jaxflow.mapping.calibrate --out=here.json [--devices=4]
     python -m jaxflow.main --config=… --plan --config.cluster.devices.kind=here.json
 
-Six small programs, each run on all devices at once, as a step does: on a CPU whose simulated devices share its cores
-that is what each gets. Knows no model. Links between hosts are not measured: they are taken to be like those inside.
+Small programs, each run on all devices at once, as a step does. Real devices: products, reads, an all-reduce, a
+decode layer, attention, the way from the host's memory; links between hosts are not measured, they are taken to be
+like those inside. Simulated ones: besides, what small models are made of (`calibrate_simulated`), and sums between
+two processes of this machine (`calibrate_collectives`). Knows no config.
 """
 
 from __future__ import annotations
@@ -12,18 +14,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxflow.engine import attention
+from jaxflow.mapping.calibrate_collectives import between_processes, pairwise
+from jaxflow.mapping.calibrate_simulated import with_parts
 from jaxflow.mapping.cost import launches
 from jaxflow.mapping.devices import DeviceProfile, write_profile
+from jaxflow.mapping.measuring import Bench, bench
 from jaxflow.models.layers import AttentionRule
 
 _LADDERS = {"cpu": (128, 256, 512, 768), "gpu": (1024, 2048, 4096, 8192)}  # sides of square products
@@ -32,43 +36,6 @@ _REDUCE_BYTES = {"cpu": 8 << 20, "gpu": 256 << 20}
 _CHAIN = 32  # products that follow each other, where one alone is too short to time
 _LAYER = {"cpu": (16, 256, 1024), "gpu": (64, 4096, 14336)}  # rows, D, F of the decode step
 _ATTENTION = {"cpu": (2, 256, 4, 32), "gpu": (8, 2048, 32, 128)}  # B, T, N, H
-
-
-@dataclasses.dataclass(frozen=True)
-class Bench:
-    """The devices under test, all in one row."""
-
-    mesh: Mesh
-    dtype: str
-    repeats: int
-
-    @property
-    def platform(self) -> str:
-        """Return `cpu` or `gpu`."""
-        return self.mesh.devices.flat[0].platform
-
-    def each(self, *shape: int, dtype: str | None = None) -> Array:
-        """Return ones of this shape on each device."""
-        whole = (self.mesh.size, *shape)
-        sharding = NamedSharding(self.mesh, PartitionSpec("device"))
-        return jax.jit(lambda: jnp.ones(whole, dtype or self.dtype), out_shardings=sharding)()
-
-    def seconds(self, program: Callable, *arguments: Array) -> float:
-        """Return the least time of several runs: what others on the machine take comes on top, never off."""
-        compiled = jax.jit(program).lower(*arguments).compile()
-        jax.block_until_ready(compiled(*arguments))
-        times = []
-        for _ in range(self.repeats):
-            started = time.perf_counter()
-            jax.block_until_ready(compiled(*arguments))
-            times.append(time.perf_counter() - started)
-        return min(times)
-
-
-def bench(devices: Sequence[jax.Device], repeats: int) -> Bench:
-    """Return a bench of these devices; half precision where there is hardware for it."""
-    mesh = Mesh(np.asarray(devices, dtype=object), ("device",), axis_types=(AxisType.Auto,))
-    return Bench(mesh, "float32" if devices[0].platform == "cpu" else "bfloat16", repeats)
 
 
 def matmul_ladder(on: Bench) -> dict[int, float]:
@@ -168,7 +135,7 @@ def device_memory(on: Bench) -> float:
 
 
 def measure(on: Bench, kind: str) -> DeviceProfile:
-    """Measure a bench's devices and return their profile, its efficiencies 1: what is reached is what is written."""
+    """Measure a bench's devices and return their profile: shares of 1 where what is reached is what is written."""
     peak = max(matmul_ladder(on).values())
     bandwidth, k = read_bandwidth(on), product_seconds(on)
     alpha, link = collective(on)
@@ -190,11 +157,29 @@ def measure(on: Bench, kind: str) -> DeviceProfile:
         link_efficiency=1.0,
         network_efficiency=1.0,
     )
+    if on.platform == "cpu":
+        return _measure_simulated(on, profile)
     rows, d, f = _LAYER[on.platform]
     weights = 6 * d * d + 3 * d * f
     explained = max(2.0 * rows * weights / peak, jnp.dtype(on.dtype).itemsize * weights / bandwidth)
     rest = decode_layer_seconds(on) - explained - launches(profile)
     return dataclasses.replace(profile, pointwise_seconds=max(rest, 1e-9))
+
+
+def _measure_simulated(on: Bench, profile: DeviceProfile) -> DeviceProfile:
+    """Measure the rest of what simulated devices are: their sums, among themselves and between processes, and parts."""
+    count = on.mesh.size
+    if count % 2 == 0:
+        alpha, link = pairwise(on)
+        profile = dataclasses.replace(profile, link_seconds=alpha, link_bandwidth=link)
+    # At least two devices compute at once there; of fewer here, each would have more of the cores.
+    at_work = max(2, count - count % 2)
+    alpha, network = between_processes(at_work)
+    scaled = dataclasses.replace(
+        profile, network_seconds=alpha, network_bandwidth=network, simulated=at_work
+    ).among(count)
+    network = {"network_seconds": scaled.network_seconds, "network_bandwidth": scaled.network_bandwidth}
+    return with_parts(on, dataclasses.replace(profile, **network))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -205,10 +190,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--devices", type=int, default=1, help="simulated devices, where there is no accelerator"
     )
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument(
+        "--cpu_seconds",
+        action="store_true",
+        help="of a CPU that others use too: count CPU seconds over cores, not the wall's",
+    )
     asked = parser.parse_args(arguments)
     if jax.config.jax_platforms in (None, "", "cpu"):
         jax.config.update("jax_num_cpu_devices", asked.devices)
-    on = bench(jax.devices(), asked.repeats)
+    on = bench(jax.devices(), asked.repeats, asked.cpu_seconds)
     for side, flops in matmul_ladder(on).items():
         print(f"product of {side:>5} × {side:<5} {flops / 1e9:12,.1f} GFLOP/s on each of {on.mesh.size}")
     profile = measure(on, asked.out.stem)

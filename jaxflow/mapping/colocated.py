@@ -12,7 +12,7 @@ import operator
 from collections.abc import Iterable, Sequence
 
 from jaxflow.engine.layout_rules import Parallelism
-from jaxflow.mapping import memory, stages
+from jaxflow.mapping import call_seconds, memory, stages
 from jaxflow.mapping.layouts import Freedom, generation_layouts, training_layouts
 from jaxflow.mapping.load import RoleLoad
 from jaxflow.mapping.stages import Setting
@@ -64,18 +64,18 @@ def role_cost(
     load: RoleLoad, layout: Parallelism, setting: Setting, generation_scoring: bool = False
 ) -> RoleCost:
     """Cost one role's scoring and training in one layout; scoring in its generation sizes where that is asked for."""
-    call = setting.engine.call_seconds
+    call = call_seconds.controller_seconds(layout, setting).total
     scoring = training = 0.0
     scoring_work = training_work = 0.0
     own = stages.CallLayouts(load, layout, generation_scoring)
     if load.scores > 0:
         calls = call * setting.workload.parts
-        scoring = load.scores * (own.score_seconds(setting).total + calls)
+        scoring = load.scores * (call_seconds.score_seconds(own, setting).total + calls)
         scoring_work = memory.scoring(load, own.scoring, setting).total
         if own.moves:
             scoring_work += memory.scoring_copy(load, layout, setting)
     if load.trained:
-        training = stages.train_seconds(load, layout, setting).total + call
+        training = call_seconds.train_seconds(load, layout, setting).total + call
         training_work = memory.training(load, layout, setting).total
     rest = memory.at_rest(load, own.resting, setting)
     waiting = memory.parked(load, rest)
@@ -86,7 +86,7 @@ def role_cost(
 
 @functools.lru_cache(maxsize=200_000)
 def _generation_seconds(load: RoleLoad, layout: Parallelism, setting: Setting, rows: int) -> float:
-    return stages.generate_seconds(load, layout, setting, rows).total
+    return call_seconds.generate_seconds(load, layout, setting, rows).total
 
 
 def room(setting: Setting) -> float:
@@ -198,7 +198,8 @@ def cost_set(
             rows = _rows_that_fit(load, generator, setting, limit - kept - weights)
             if rows == 0:
                 return None
-            made = _generation_seconds(load, generator, setting, rows) + parts * setting.engine.call_seconds
+            calls = parts * call_seconds.controller_seconds(generator, setting).total
+            made = _generation_seconds(load, generator, setting, rows) + calls
             switch = _transition_seconds(load, generator, setting)
             generation, first = switch + made, switch + made / parts
             if not setting.engine.rollout_offloaded:
@@ -258,7 +259,7 @@ def _layouts(
 
 @functools.lru_cache(maxsize=200_000)
 def _transition_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
-    return stages.transition_seconds(load, layout, setting).total
+    return call_seconds.transition_seconds(load, layout, setting).total
 
 
 def _rows_that_fit(load: RoleLoad, layout: Parallelism, setting: Setting, free: float) -> int:

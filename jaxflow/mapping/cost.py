@@ -15,8 +15,8 @@ from jaxflow.mapping.model_size import ModelSize
 # Of the same published profiles as devices.py's (8B model, A100, 2,048 tokens: 320 µs per layer): numbers of a layer's
 # activations that pass between memory and the chip for each token, beside products and attention: norms, residuals
 # and rotation go over D, activation and gate over F.
-_PASSES_OVER_WIDTH = 10
-_PASSES_OVER_MLP = 6
+PASSES_OVER_WIDTH = 10
+PASSES_OVER_MLP = 6
 _PRODUCTS_PER_LAYER = 4  # query-key-value, output, gate-up, down
 # Numbers of D that pass for each row of an expert, beside its products: sorted, put back, masked, mixed
 # (models/experts.py).
@@ -151,12 +151,12 @@ def whole_pass(
     memory_speed = device.memory_bandwidth * device.bandwidth_efficiency
     reading = number_bytes * layers * model.layer_share(tensor, experts.size) / memory_speed
     attention = attention_flops(model, share, context) / (device.matmul_flops * device.attention_efficiency)
-    numbers = tokens * _PASSES_OVER_WIDTH * width
+    numbers = tokens * PASSES_OVER_WIDTH * width
     if decoder.experts == 0:
-        numbers += share * _PASSES_OVER_MLP * decoder.mlp_width
+        numbers += share * PASSES_OVER_MLP * decoder.mlp_width
     else:
         rows = decoder.experts_per_token * experts.size
-        numbers += share * decoder.experts_per_token * _PASSES_OVER_MLP * decoder.mlp_width
+        numbers += share * decoder.experts_per_token * PASSES_OVER_MLP * decoder.mlp_width
         numbers += tokens * rows * _PASSES_OVER_ROWS * width
     pointwise = number_bytes * layers * numbers / memory_speed
     reduced = all_reduce(number_bytes * tokens * width, where, device).times(2.0 * layers)
@@ -295,8 +295,3 @@ def transition(
 def host_move(size: float, device: DeviceProfile) -> Seconds:
     """Return the time of moving bytes between a device and its host's memory."""
     return Seconds(host=size / device.host_bandwidth)
-
-
-def controller(calls: int, seconds: float) -> Seconds:
-    """Return what the controller adds to a step: calls × seconds of each."""
-    return Seconds(host=calls * seconds)

@@ -33,6 +33,30 @@ class DeviceProfile:
     bandwidth_efficiency: float = 0.87  # of the memory's peak, reading weights
     link_efficiency: float = 0.8  # of the link's peak, large collectives
     network_efficiency: float = 0.85  # of the network's peak, large collectives
+    pointwise_efficiency: float = 0.87  # of the memory's peak: norms, rotations, gates of a forward pass
+    gradient_efficiency: float = 0.87  # the same of a backward pass, its transposes among them
+    softmax_efficiency: float = 0.87  # of the memory's peak: passes over scores that attention writes out
+    logits_efficiency: float = 0.87  # of the memory's peak: passes over logits
+    sampling_efficiency: float = 0.87  # the same where a token is drawn from them
+    dispatch_seconds: float = 0.0  # of starting a program; 0: the host runs ahead of its device
+    # Devices that one machine's cores pretended to be when this was measured, all at work at once: they share what
+    # the cores do, products wait for their operands, attention writes its scores out, and what several processes
+    # exchange all goes through sockets. 0: real devices, each with its own.
+    simulated: int = 0
+
+    def among(self, devices: int) -> DeviceProfile:
+        """Return what each of `devices` reaches when these, and no others, are at work.
+
+        Real devices: what they always reach. Simulated ones share their machine's cores: rates n/k of those that n
+        of them reached, seconds k/n.
+        """
+        if self.simulated in (0, devices):
+            return self
+        factor = devices / self.simulated
+        rates = {name: vars(self)[name] / factor for name in _SHARED_RATES}
+        return dataclasses.replace(
+            self, simulated=devices, **rates, **{name: vars(self)[name] * factor for name in _SHARED_SECONDS}
+        )
 
     def beside(self, other: DeviceProfile) -> DeviceProfile:
         """Return this kind as it is seen by another: what passes between them takes the slower network."""
@@ -50,6 +74,15 @@ class DeviceProfile:
             network_seconds=max(self.network_seconds, other.network_seconds),
         )
 
+
+_SHARED_RATES = ("matmul_flops", "memory_bandwidth", "link_bandwidth", "network_bandwidth")
+_SHARED_SECONDS = (
+    "link_seconds",
+    "network_seconds",
+    "product_seconds",
+    "pointwise_seconds",
+    "dispatch_seconds",
+)
 
 # Data sheets: NVIDIA's and Google Cloud's. Memory: the sheet's decimal figure; a card sold with 80 GB reports 85.0e9
 # bytes, and contexts, buffers of collectives and fragmentation take the rest.
@@ -180,6 +213,7 @@ DEVICES: Mapping[str, DeviceProfile] = {
             link_efficiency=1.0,
             network_efficiency=1.0,
             bandwidth_efficiency=1.0,
+            simulated=4,
         ),
     )
 }
@@ -229,10 +263,12 @@ def read_profile(path: Path) -> DeviceProfile:
     required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
     if not isinstance(values, dict) or not required <= values.keys() <= fields.keys():
         raise UserError(f"{path}: not a device profile: it needs the keys {', '.join(sorted(required))}")
+    least = {name: 0 if field.default == 0 else 1e-300 for name, field in fields.items()}
     wrong = [
         name
         for name, value in values.items()
-        if name != "kind" and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0)
+        if name != "kind"
+        and (isinstance(value, bool) or not isinstance(value, int | float) or value < least[name])
     ]
     if wrong:
         raise UserError(f"{path}: {', '.join(wrong)} must be numbers above 0")

@@ -38,6 +38,8 @@ class EngineProfile:
     row_seconds: float  # of the host, for each row in each decode step
     step_seconds: float  # of the host, for each decode step
     call_seconds: float  # of the controller, for each call of a role
+    call_process_seconds: float  # of the controller, for each process of each call
+    call_row_seconds: float  # of the controller, for each row of a step in each call
     memory_share: float  # of a device's memory that a plan may fill: the rest is for what no formula counts
 
 
@@ -46,8 +48,8 @@ class EngineProfile:
 # each step attends to the cache of all slots, as long as it is by then, under a mask (engine/slots.py). update_bytes:
 # weights and moments are written where they were read (engine/train.py). layer_copies: layers are cut out of their
 # stack once for the whole loop (models/transformer.py). These two were read off the programs as compiled for H100
-# (docs/planning.md). call_seconds: experiments/controller_overhead.md, 16 processes and 1,024 rows: 0.39 s per step
-# of nine calls.
+# (docs/planning.md). call_…seconds: the wall time of steps whose nine calls compute nothing
+# (experiments/controller_overhead.json: 1 to 16 processes, 64 to 4,096 rows), by least squares of relative errors.
 JAXFLOW = EngineProfile(
     name="jaxflow",
     weight_bytes=4,
@@ -69,13 +71,16 @@ JAXFLOW = EngineProfile(
     slots=True,
     row_seconds=0.0,
     step_seconds=10e-6,
-    call_seconds=0.043,
+    call_seconds=0.6e-3,
+    call_process_seconds=1.2e-3,
+    call_row_seconds=6e-6,
     memory_share=0.9,
 )
 # HybridFlow §8.1: Megatron-LM (bfloat16 weights, float32 gradients, masters and Adam's moments: 18 B) with its
 # distributed optimizer, vLLM 0.3.1 for generation (90 % of the memory by default). row_seconds and step_seconds: vLLM's
 # own account of its version 0.5.3 (blog of 2024-09-05, Llama 8B on one H100): of a step 38 % is the GPU's, 29 % the
-# scheduler's; the GPU's part is about 25 ms at 256 rows, which makes 75 µs for each row. Controller: as ours.
+# scheduler's; the GPU's part is about 25 ms at 256 rows, which makes 75 µs for each row. Controller: of
+# ours the CPU seconds at that evaluation's 16 processes and 1,024 rows (controller_overhead.md), the same for all.
 MEGATRON_VLLM = EngineProfile(
     name="megatron-vllm-0.3.1",
     weight_bytes=2,
@@ -98,5 +103,7 @@ MEGATRON_VLLM = EngineProfile(
     row_seconds=75e-6,
     step_seconds=1e-3,
     call_seconds=0.043,
+    call_process_seconds=0.0,
+    call_row_seconds=0.0,
     memory_share=0.9,
 )

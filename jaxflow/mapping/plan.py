@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 
 from jaxflow.config import Config, MeshConfig, PoolConfig
 from jaxflow.engine.layout_rules import Parallelism
-from jaxflow.mapping import cost, memory, stages
+from jaxflow.mapping import call_seconds, cost, memory, stages
 from jaxflow.mapping.asked import engine_of, groups_of, loads_of, parallelism, profile_of, workload_of
 from jaxflow.mapping.colocated import room
 from jaxflow.mapping.cost import Seconds
 from jaxflow.mapping.load import RoleLoad
 from jaxflow.mapping.memory import AtRest, AtWork
 from jaxflow.mapping.stages import CallLayouts, Setting
+from jaxflow.mapping.timeline import timeline
 from jaxflow.types import Span
 
 _SCORING_STAGES = {"actor": "old_log_prob", "reference": "ref", "critic": "values"}
@@ -45,7 +46,12 @@ class PlannedCall:
     role: str
     stage: str  # as a run's timeline names it
     step_part: int  # 0: generation, 1: preparation, 2: training
-    seconds: Seconds
+    seconds: Seconds  # where no other pool is at work
+
+    @property
+    def alone(self) -> float:
+        """Return the sum."""
+        return self.seconds.total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,19 +129,25 @@ def make_plan(config: Config, vocabulary_size: int, roles: Sequence[str]) -> Pla
     return Plan(
         idle_devices=_idle(config),
         pools=tuple(pools),
-        spans=tuple(timeline(pools, config.rollout.parts)),
+        spans=tuple(timeline(pools, config.rollout.parts, _share_cores(config))),
         tokens_per_step=workload_of(config).tokens,
     )
 
 
 def setting_of(config: Config, pool: PoolConfig) -> Setting:
     """Return what calls have in common on a pool. A generator's weights come from the policy's pool, over the slower
-    network of the two."""
-    device = profile_of(config, pool.device)
+    network of the two. Calls are costed as if no other pool were at work; where pools share cores the timeline slows
+    them down."""
+    device = profile_of(config, pool.device).among(pool.hosts * pool.devices_per_host)
     if "generator" in pool.roles:
         sending = next(one for one in config.cluster.pools.values() if "actor" in one.roles)
         device = device.beside(profile_of(config, sending.device))
     return Setting(workload_of(config), engine_of(config), device, pool.devices_per_host)
+
+
+def _share_cores(config: Config) -> bool:
+    """Return whether the pools' devices are simulated: by the cores of one machine, then."""
+    return all(profile_of(config, pool.device).simulated > 0 for pool in config.cluster.pools.values())
 
 
 def _idle(config: Config) -> int:
@@ -224,71 +236,28 @@ def calls(
     offload: Sequence[str],
 ) -> Iterator[PlannedCall]:
     """Yield the calls of a pool's roles in the order of a step; a critic learns before the policy."""
-    controller = Seconds(host=setting.engine.call_seconds)
+    controller = call_seconds.controller_seconds(layout, setting)
     in_parts = controller.times(setting.workload.parts)
     parked = _parked(layouts, setting, offload)
     loads = [one.load for one in layouts]
     for load in loads:
         if load.generations > 0:
-            switch = stages.transition_seconds(load, layout, setting)
+            switch = call_seconds.transition_seconds(load, layout, setting)
             yield PlannedCall(load.role, "transition", 0, switch)
-            made = stages.generate_seconds(load, layout, setting, rows)
+            made = call_seconds.generate_seconds(load, layout, setting, rows)
             yield PlannedCall(load.role, "gen", 0, made + in_parts)
     for one in layouts:
         load = one.load
         if load.scores > 0:
-            once = one.score_seconds(setting) + in_parts
+            once = call_seconds.score_seconds(one, setting) + in_parts
             stage = _SCORING_STAGES.get(load.role, load.role)
             fetched = Seconds() if load.trained else cost.host_move(parked[load.role], setting.device)
             yield PlannedCall(load.role, stage, 1, once.times(load.scores) + fetched)
     for load in sorted(loads, key=lambda one: one.role == "actor"):
         if load.trained:
-            learned = stages.train_seconds(load, layout, setting) + controller
+            learned = call_seconds.train_seconds(load, layout, setting) + controller
             learned += cost.host_move(2 * parked[load.role], setting.device)
             yield PlannedCall(load.role, f"update_{load.role}", 2, learned)
-
-
-def timeline(pools: Sequence[PlannedPool], parts: int) -> Iterator[Span]:
-    """Yield when each call of a step runs, the step's start at 0.
-
-    A pool runs one call at a time. The policy's pool generates first, in `parts` calls; another pool scores each part
-    as it is there, the policy's own when it has generated all. What is learned waits for every score.
-    """
-    arrivals, free = _generation_ends(pools, parts), {pool.name: 0.0 for pool in pools}
-    for pool in pools:
-        for call in pool.calls:
-            if call.step_part == 0:
-                calls_of_it = 1 if call.stage == "transition" else parts
-                for _ in range(calls_of_it):
-                    yield _span(pool, call, free[pool.name], call.seconds.total / calls_of_it)
-                    free[pool.name] += call.seconds.total / calls_of_it
-    for pool in pools:
-        own = any(call.step_part == 0 for call in pool.calls)
-        scoring = [call for call in pool.calls if call.step_part == 1]
-        for arrival in arrivals:
-            for call in scoring:
-                start = max(free[pool.name], arrivals[-1] if own else arrival)
-                free[pool.name] = start + call.seconds.total / parts
-                yield _span(pool, call, start, call.seconds.total / parts)
-    ready = max([arrivals[-1], *free.values()])
-    for pool in pools:
-        start = ready
-        for call in pool.calls:
-            if call.step_part == 2:
-                yield _span(pool, call, start, call.seconds.total)
-                start += call.seconds.total
-
-
-def _generation_ends(pools: Sequence[PlannedPool], parts: int) -> list[float]:
-    """Return when each part of the responses is there."""
-    made = [call for pool in pools for call in pool.calls if call.step_part == 0]
-    switch = sum(call.seconds.total for call in made if call.stage == "transition")
-    seconds = sum(call.seconds.total for call in made) - switch
-    return [switch + seconds * (part + 1) / parts for part in range(parts)]
-
-
-def _span(pool: PlannedPool, call: PlannedCall, started: float, seconds: float) -> Span:
-    return Span(pool.name, call.role, call.stage, started, seconds, 0, 0)
 
 
 def fits(config: Config, vocabulary_size: int, roles: Sequence[str]) -> bool:

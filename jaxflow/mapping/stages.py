@@ -207,14 +207,6 @@ class CallLayouts:
         """Return whether weights move for a scoring pass."""
         return self.generation_scoring and self.load.trained
 
-    def score_seconds(self, setting: Setting) -> Seconds:
-        """Return one forward pass over the step's sequences, and what moves for each part of it."""
-        taken = score_seconds(self.load, self.scoring, setting)
-        if self.moves:
-            switch = scoring_switch_seconds(self.load, self.pool, setting)
-            taken += switch.times(setting.workload.parts)
-        return taken
-
 
 def may_score_generating(load: RoleLoad, layout: Parallelism, setting: Setting) -> bool:
     """Return whether a role can score in the generation layout, and that differs from training's."""

@@ -4,7 +4,7 @@ import itertools
 import math
 
 from jaxflow.engine.layout_rules import Parallelism, layout_problems
-from jaxflow.mapping import memory, stages
+from jaxflow.mapping import call_seconds, memory, stages
 
 
 def splits(devices):
@@ -62,9 +62,10 @@ def stage_seconds(loads, chosen, setting, apart, offload=False):
         for load, kept in zip(loads, resting, strict=True)
     ]
     rest = sum(kept.weights + kept.optimizer + kept.gradients for kept in resting) - sum(waiting)
-    call, parts = setting.engine.call_seconds, setting.workload.parts
+    parts = setting.workload.parts
     switch = generation = preparation = training = held = 0.0
     for load, one in zip(loads, chosen, strict=True):
+        call = call_seconds.controller_seconds(one, setting).total
         if load.generations > 0:
             replicas = one.devices // one.generation_pipe // one.generation_tensor
             rows = math.ceil(setting.workload.sequences / parts / replicas)
@@ -82,6 +83,7 @@ def stage_seconds(loads, chosen, setting, apart, offload=False):
             switch += stages.transition_seconds(load, one, setting).total
             held = 0.0 if setting.engine.rollout_offloaded else memory.rollout_weights(load, one, setting)
     for load, one, scored, away in zip(loads, chosen, scoring, waiting, strict=True):
+        call = call_seconds.controller_seconds(one, setting).total
         if load.scores > 0:
             preparation += away / setting.device.host_bandwidth * (not load.trained)
             once = stages.score_seconds(load, scored, setting).total + parts * call

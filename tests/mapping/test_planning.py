@@ -1,7 +1,6 @@
 """A plan is what runs, fits or says what would, and its timeline is the schedule that its seconds give."""
 
 import dataclasses
-import itertools
 import json
 
 import pytest
@@ -10,9 +9,8 @@ from good_config import ROLES, config, split_config
 from jaxflow import batch_algebra
 from jaxflow.checks import check
 from jaxflow.mapping.auto import chosen, mappings_of
-from jaxflow.mapping.cost import Seconds
 from jaxflow.mapping.mends import mends
-from jaxflow.mapping.plan import PlannedCall, PlannedPool, fits, make_plan, timeline
+from jaxflow.mapping.plan import fits, make_plan
 from jaxflow.mapping.planning import plan_config
 from jaxflow.mapping.report import describe_plan, plan_json
 from jaxflow.types import UserError
@@ -220,40 +218,6 @@ def test_a_policy_that_takes_the_samplers_word_does_not_score():
     )
     stages_of = [{call.stage for pool in plan.pools for call in pool.calls} for plan in (told, taken)]
     assert stages_of[0] - stages_of[1] == {"old_log_prob"}
-
-
-def pool(name: str, *calls: PlannedCall) -> PlannedPool:
-    mesh = split_config().cluster.pools["main"].mesh
-    return PlannedPool(name, (), "h100", 80e9, 72e9, 1, 1, mesh, (), (), (), (), calls, 0)
-
-
-def call(stage: str, part: int, seconds: float) -> PlannedCall:
-    return PlannedCall("role", stage, part, Seconds(compute=seconds))
-
-
-# generate 4, score 1, learn 5 | score 3, learn 2
-STEP = (
-    pool("policy", call("gen", 0, 4.0), call("ref", 1, 1.0), call("update_actor", 2, 5.0)),
-    pool("judges", call("values", 1, 3.0), call("update_critic", 2, 2.0)),
-)
-
-
-@pytest.mark.parametrize(
-    ("parts", "learning", "end"),
-    [
-        (1, 4 + 3, 7 + 5),
-        (2, 4 + 1.5, 5.5 + 5),  # the judges score the first half from 2 on, the second from 4 on
-        (4, 4 + 1, 5 + 5),  # the policy's own pass is now the last
-    ],
-)
-def test_parts_are_scored_while_others_are_generated(parts, learning, end):
-    spans = list(timeline(STEP, parts))
-    assert min(span.started for span in spans if span.name.startswith("update")) == learning
-    assert max(span.started + span.seconds for span in spans) == end
-    assert sum(span.seconds for span in spans if span.name == "values") == pytest.approx(3.0)
-    for name in ("policy", "judges"):
-        mine = sorted((span.started, span.started + span.seconds) for span in spans if span.pool == name)
-        assert all(before[1] <= after[0] + 1e-9 for before, after in itertools.pairwise(mine))
 
 
 def test_mends_are_the_smallest_of_their_kind():

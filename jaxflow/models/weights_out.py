@@ -11,12 +11,17 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.description import CONFIG_FILE
 from jaxflow.models.tensor_files import DTYPES, INDEX_FILE, NewTensor, in_files, index_of, write_tensors
+from jaxflow.models.transformer import Params
 from jaxflow.models.weight_names import Weight, weights_of
 from jaxflow.types import UserError
 
@@ -41,6 +46,45 @@ _TOKENIZER_FILES = (
 )
 
 
+def entries_of(params: Params, dtype: str) -> Entries:
+    """Return how to bring entries of sharded weights to the host, cast to this dtype first.
+
+    An entry is gathered by a compiled program, so it may lie over the devices of several processes: all of them ask
+    for the same entries in the same order. One entry at a time exists whole.
+    """
+    gathers: dict[tuple[str, ...], Callable[..., jax.Array]] = {}
+
+    def entry(weight: Weight, index: tuple[int, ...]) -> np.ndarray:
+        leaf: Any = params
+        for key in weight.path:
+            leaf = leaf[key]
+        if weight.path not in gathers:
+            gathers[weight.path] = _gathering(leaf, len(weight.stack), dtype)
+        return np.asarray(gathers[weight.path](leaf, index).addressable_data(0))
+
+    return entry
+
+
+def _gathering(leaf: jax.Array, depth: int, dtype: str) -> Callable[..., jax.Array]:
+    """Return the program that brings one entry of a weight's `depth` leading dimensions to every device."""
+    here = leaf.sharding
+    whole = NamedSharding(here.mesh, PartitionSpec()) if isinstance(here, NamedSharding) else here
+    if here.shard_shape(leaf.shape)[:depth] == leaf.shape[:depth]:
+        return jax.jit(lambda leaf, at: leaf[at].astype(dtype), out_shardings=whole)
+    bits = {2: jnp.uint16, 4: jnp.uint32}[jnp.dtype(dtype).itemsize]
+
+    def picked(leaf: jax.Array, at: tuple[jax.Array, ...]) -> jax.Array:
+        # The stack is cut over devices, and indexing it would gather all of it. Instead each device picks the entry
+        # out of its part, nothing where it lies elsewhere; summed as bits, so that no zero loses its sign.
+        entry = jax.lax.bitcast_convert_type(leaf.astype(dtype), bits)
+        for place in at:
+            chosen = jnp.arange(entry.shape[0]) == place
+            entry = jnp.sum(jnp.where(chosen.reshape(-1, *[1] * (entry.ndim - 1)), entry, 0), 0, dtype=bits)
+        return jax.lax.bitcast_convert_type(entry, dtype)
+
+    return jax.jit(picked, out_shardings=whole)
+
+
 def write_checkpoint(
     out: Path,
     decoder: DecoderConfig,
@@ -54,7 +98,8 @@ def write_checkpoint(
     """Write a checkpoint that transformers loads, and return the bytes of its tensors.
 
     Padding of vocabulary and heads is left out. `config` is written as config.json, the files of the `tokenizer`
-    directory are copied. The directory appears under its name once it is whole. One entry at a time is in memory.
+    directory are copied. The directory appears under its name once it is whole; where `jax.distributed` spans
+    several processes all of them call this, and process 0 writes.
 
     Raises:
         UserError: `out` exists already, `dtype` is none that is written, or the file system refused.
@@ -70,18 +115,28 @@ def write_checkpoint(
     files = in_files(tensors, most_bytes_per_file)
 
     def read(name: str) -> np.ndarray:
-        weight, index = sources[name]
+        weight, index = sources.pop(name)
         entry = entries(weight, index).astype(DTYPES[STORED_DTYPES[dtype]], copy=False)
         return weight.restore(entry)
 
-    with new_folder(out) as folder:
-        for file, held in files.items():
-            write_tensors(folder / file, held, read)
-        if len(files) > 1:
-            write_json(folder / INDEX_FILE, index_of(files))
-        write_json(folder / CONFIG_FILE, config)
-        if tokenizer is not None:
-            copy_tokenizer(tokenizer, folder)
+    if jax.process_index() != 0:
+        for tensor in tensors:
+            read(tensor.name)
+        return sum(tensor.bytes for tensor in tensors)
+    try:
+        with new_folder(out) as folder:
+            for file, held in files.items():
+                write_tensors(folder / file, held, read)
+            if len(files) > 1:
+                write_json(folder / INDEX_FILE, index_of(files))
+            write_json(folder / CONFIG_FILE, config)
+            if tokenizer is not None:
+                copy_tokenizer(tokenizer, folder)
+    finally:
+        # Where writing failed the others are still waiting to gather the rest with this process.
+        if jax.process_count() > 1:
+            for name in list(sources):
+                read(name)
     return sum(tensor.bytes for tensor in tensors)
 
 

@@ -51,15 +51,6 @@ def same_tensors(one, other):
     )
 
 
-def entries_of(params):
-    """Entries of weights that are in memory, as a writer asks for them."""
-
-    def entry(weight, index):
-        return np.asarray(functools.reduce(lambda tree, key: tree[key], weight.path, params)[index])
-
-    return entry
-
-
 def edit_config(directory, **keys):
     """Change keys of config.json; None removes one."""
     file = directory / "config.json"

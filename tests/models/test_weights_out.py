@@ -8,15 +8,17 @@ import pytest
 import tiny
 import torch
 import transformers
-from models.checkpoints import entries_of, loaded, logits_of, same_tensors, saved, scalar_model, tensors_of
+from models.checkpoints import edit_tensors, loaded, logits_of, same_tensors, saved, scalar_model, tensors_of
 from models.families import FAMILIES, VOCABULARY, in_our_names, torch_model
 from models.test_weights_in import CUT, model_of, read
 
+from jaxflow.engine.mesh import make_mesh
+from jaxflow.engine.sharding import training_layout
 from jaxflow.models import tensor_files
 from jaxflow.models.config_json import write_config
 from jaxflow.models.families import SCALAR, TOKENS
 from jaxflow.models.transformer import ScalarModel
-from jaxflow.models.weights_out import write_checkpoint
+from jaxflow.models.weights_out import _gathering, entries_of, write_checkpoint
 from jaxflow.types import UserError
 
 ROWS = np.random.default_rng(0).integers(3, VOCABULARY, (3, 11))
@@ -24,7 +26,7 @@ ROWS = np.random.default_rng(0).integers(3, VOCABULARY, (3, 11))
 
 def write(out, decoder, params, dtype="float32", head=TOKENS, **more):
     config = write_config(decoder, head, dtype, 256)
-    return write_checkpoint(out, decoder, head, entries_of(params), dtype, config, **more)
+    return write_checkpoint(out, decoder, head, entries_of(params, dtype), dtype, config, **more)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -58,6 +60,28 @@ def test_a_narrow_checkpoint_comes_back_from_float32_masters_bit_for_bit(tmp_pat
     given = saved("gemma2", tmp_path / "given", torch.bfloat16)
     model = model_of("gemma2")
     write(tmp_path / "back", model.config, read(given, model)[0], "bfloat16")
+    assert same_tensors(given, tmp_path / "back")
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3_moe"])
+def test_layers_that_lie_on_several_stages_come_out_one_by_one(name, tmp_path):
+    given = saved(name, tmp_path / "given")
+
+    def with_signed_zeros(tensors):
+        for tensor in tensors.values():
+            tensor.view(-1)[:3] = torch.tensor([-0.0, 0.0, torch.inf])
+        return tensors
+
+    edit_tensors(given, with_signed_zeros)
+    model = model_of(name)
+    mesh = make_mesh(1, 1, 2, 2, jax.devices()[:4], pipe=2, generation_pipe=2)
+    params, _ = read(given, model, training_layout(mesh, model.config))
+    gate = params["backbone"]["layers"]["mlp"]["gate"]
+    assert gate.sharding.shard_shape(gate.shape)[0] == 1
+    program = _gathering(gate, 1, "float32").lower(gate, (1,)).compile().as_text()
+    # No device ever has the layers of several stages, not even its part of them.
+    assert "all-gather" in program and f"[{gate.shape[0]},{gate.shape[1]}," not in program
+    write(tmp_path / "back", model.config, params)
     assert same_tensors(given, tmp_path / "back")
 
 

@@ -48,6 +48,9 @@ _SLOTS, _POSITIONS, _STEPS = 128, 32, 8  # of a decode chunk, on each device
 _ATTENTION = (8, 256, 4)  # rows, positions, heads
 _HEAD_WIDTHS = (32, 128)
 _LOGITS = (2048, 128)
+_FASTEST = (
+    4.0  # times what memory gives: what caches can; where others disturbed, less may be left to explain
+)
 _ARGUMENTS = 48  # arrays that a program of an update is given
 
 
@@ -172,7 +175,7 @@ def with_parts(on: Bench, profile: DeviceProfile) -> DeviceProfile:
     known = dataclasses.replace(
         profile,
         attention_efficiency=min(1.0, flops / profile.matmul_flops),
-        softmax_efficiency=simulated.score_bytes(1.0) / score / whole,
+        softmax_efficiency=min(_FASTEST, simulated.score_bytes(1.0) / score / whole),
         logits_efficiency=simulated.logit_bytes(1.0) / logit_seconds(on) / whole,
         dispatch_seconds=dispatch_seconds(on),
         simulated=on.mesh.size,
@@ -191,8 +194,8 @@ def _with_pointwise(profile: DeviceProfile, forward: float, backward: float) -> 
     moved = simulated.pointwise_bytes(model, tokens, 1) / profile.memory_bandwidth
     return dataclasses.replace(
         profile,
-        pointwise_efficiency=moved / max(forward - ahead, 1e-9),
-        gradient_efficiency=simulated.BACKWARD_POINTWISE * moved / max(backward - back, 1e-9),
+        pointwise_efficiency=_share(moved, forward - ahead),
+        gradient_efficiency=_share(simulated.BACKWARD_POINTWISE * moved, backward - back),
     )
 
 
@@ -207,5 +210,10 @@ def _with_decoding(profile: DeviceProfile, layer: float, beside: float) -> Devic
     return dataclasses.replace(
         profile,
         pointwise_seconds=max(layer - known, 1e-9),
-        sampling_efficiency=logits / max(beside - drawn, 1e-9),
+        sampling_efficiency=_share(logits, beside - drawn),
     )
+
+
+def _share(at_peak: float, left: float) -> float:
+    """Return the share of the memory's peak at which what takes `at_peak` seconds there takes what is left."""
+    return min(_FASTEST, at_peak / max(left, 1e-9))

@@ -81,6 +81,11 @@ def test_a_reference_layer_is_explained_by_the_profile_that_was_made_of_it():
     assert simulated.draw(model, 128, 1, ALONE, Span(4, 1), profile).total == pytest.approx(0.4)
 
 
+def test_what_is_left_to_explain_is_never_faster_than_caches():
+    profile = calibrate_simulated._with_pointwise(CPU, 1e-9, 1e-9)
+    assert profile.pointwise_efficiency == profile.gradient_efficiency == 4.0
+
+
 def test_devices_share_their_cores_and_lose_nothing_by_it():
     alone, crowd = CPU.among(1), CPU.among(8)
     assert alone.matmul_flops == pytest.approx(4 * CPU.matmul_flops) == pytest.approx(8 * crowd.matmul_flops)

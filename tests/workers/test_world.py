@@ -152,7 +152,9 @@ def test_coordinator_and_collectives_listen_on_loopback_alone(reports, processes
 def test_a_collective_without_its_peer_raises_in_time(reports, processes):
     go_on(processes[0])
     outcome = json.loads(processes[0].stdout.readline())
-    assert f"Timed out waiting {1000 * COLLECTIVE_SECONDS}ms" in outcome["error"]
+    # On a machine with much else to do, gloo may give the connection up before it has waited so long.
+    told = (f"Timed out waiting {1000 * COLLECTIVE_SECONDS}ms", "Connection closed by peer")
+    assert any(message in outcome["error"] for message in told)
     assert outcome["seconds"] < 60  # and not the half hour that XLA gives by itself
 
 

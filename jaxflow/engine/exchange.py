@@ -130,12 +130,12 @@ class Arrivals:
         jax.block_until_ready([self._leaves[leaf] for leaf in route.buckets[bucket]])
         return max(received.values(), default=0)
 
-    @property
-    def tree(self) -> Any:
-        """Return the arrays; RuntimeError before every bucket has arrived."""
+    def take(self) -> Any:
+        """Hand the arrays over and keep none; RuntimeError unless every bucket has arrived since the last time."""
         if any(leaf is None for leaf in self._leaves):
             raise RuntimeError("weights were asked for before all of them had arrived")
-        return jax.tree.unflatten(self._structure, self._leaves)
+        taken, self._leaves = self._leaves, [None] * len(self._leaves)
+        return jax.tree.unflatten(self._structure, taken)
 
 
 def _assembled(extent: Extent, parts: Mapping[Extent, np.ndarray]) -> np.ndarray:

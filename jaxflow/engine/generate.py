@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import operator
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,7 +23,7 @@ from jaxflow.engine.sampling import Sampling, StopTable
 from jaxflow.engine.schedule import Admission, Preparation, Schedule
 from jaxflow.engine.sharding import Layout
 from jaxflow.engine.slots import Address, Progress, SlotPrograms, Slots, Starts
-from jaxflow.models.transformer import Model, Params
+from jaxflow.models.transformer import Model, Params, Unstacked
 from jaxflow.types import Prompts, Rollout
 
 CHUNK_STEPS = 32  # tokens between two looks at who has finished
@@ -83,9 +84,17 @@ class Generator:
         effort, self._effort = self._effort, NO_EFFORT
         return effort
 
-    def __call__(
+    def unstacked(self, params: Params, keep: Params) -> Unstacked:
+        """Return rollout weights as `generate` reads them; their stacks are deleted, but for those to `keep`."""
+        return self._programs.unstacked(params, keep)
+
+    def __call__(self, params: Params, *asked: Any, **more: Any) -> Rollout:
+        """Generate, as `generate` does, with weights in stacks, which stay: meanwhile layers exist twice."""
+        return self.generate(self.unstacked(params, keep=params), *asked, **more)
+
+    def generate(
         self,
-        params: Params,
+        weights: Unstacked,
         prompts: Prompts,
         sampling: Sampling,
         seed: int,
@@ -118,7 +127,7 @@ class Generator:
             unit=self._programs.groups,
         )
         address = Address(np.uint32(seed), np.int32(step), np.int32(purpose))
-        call = _Call(self._programs, self._rows, schedule, params, prompts, sampling, address, stops)
+        call = _Call(self._programs, self._rows, schedule, weights, prompts, sampling, address, stops)
         rollout = call.run(policy_updates, clock)
         self._effort += Effort(
             clock.seconds, int(schedule.drawn.sum()), schedule.slot_steps, schedule.prefill_tokens
@@ -143,15 +152,15 @@ class _Call:
         programs: SlotPrograms,
         rows: Rows,
         schedule: Schedule,
-        params: Params,
+        weights: Unstacked,
         prompts: Prompts,
         sampling: Sampling,
         address: Address,
         stops: StopTable | None,
     ):
         self._programs, self._rows, self._schedule = programs, rows, schedule
-        self._params, self._layers = params, programs.layers(params)
-        self._prompts, self._sampling, self._address = prompts, sampling, address
+        self._weights, self._prompts = weights, prompts
+        self._sampling, self._address = sampling, address
         self._stops = stops
         self._prepared = programs.prompts(rows.blocks * schedule.places, schedule.width)
         self._slots = programs.slots(rows.blocks * schedule.slots, schedule.positions)
@@ -194,7 +203,7 @@ class _Call:
         mine = self._rows.local(preparation.rows, self._schedule.total)
         tokens = take(self._prompts.tokens, mine, preparation.padded_length)
         placed = self._rows.place((tokens, self._held(preparation.places)))
-        self._prepared = self._programs.prefill(self._params, self._layers, self._prepared, *placed)
+        self._prepared = self._programs.prefill(self._weights, self._prepared, *placed)
 
     def _start(self, admission: Admission) -> None:
         mine = self._rows.local(admission.rows, self._schedule.total)
@@ -219,7 +228,7 @@ class _Call:
     def _decode(self) -> _Chunk:
         waiting = self._rows.place(self._held(self._schedule.waiting))
         self._slots, drawn, progress = self._programs.decode(
-            self._params, self._layers, self._slots, waiting, self._address, self._stops, self._sampling
+            self._weights, self._slots, waiting, self._address, self._stops, self._sampling
         )
         return _Chunk(self._schedule.occupied, drawn, progress)
 

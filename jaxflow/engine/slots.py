@@ -26,8 +26,9 @@ from jaxflow.engine.rows import EMPTY
 from jaxflow.engine.sampling import Sampling, StopTable, sequence_keys
 from jaxflow.engine.sharding import Layout
 from jaxflow.engine.state import abstract_arrays
+from jaxflow.engine.unstacking import Unstacker
 from jaxflow.models.layers import Surroundings
-from jaxflow.models.transformer import LayerWeights, Model, Params
+from jaxflow.models.transformer import Model, Params, Unstacked
 
 # Of all slots, the share that must be free before a chunk ends early for those who wait: a start costs the device
 # a pause of the host's length, so that starts are worth collecting; at 16 slots one is enough.
@@ -86,19 +87,12 @@ class SlotPrograms:
         by_row, caches = layout.sharding(("batch",)), cache_sharding(layout)
         slots = Slots(by_row, caches)
         self._platform = layout.mesh.devices.flat[0].platform
-        turned = self._platform == "cpu"  # GPUs multiply either way alike
-        self._layer_weights = functools.partial(model.layer_weights, turned=turned)
-        names = model.layer_names(turned)
-        if self.groups > 1:
-            self._layer_weights = functools.partial(model.stage_weights, stages=self.groups)
-            names = model.stage_names(self.groups)
-        self._layer_shardings = layout.weights(names)
-        self._layers = jax.jit(self._layer_weights, out_shardings=self._layer_shardings)
+        self._unstacker = Unstacker(model, layout)
         self._no_prompts = jax.jit(self._empty, static_argnums=(0, 1), out_shardings=caches)
         self._no_slots = jax.jit(self._idle, static_argnums=(0, 1), out_shardings=slots)
         self._moved_layer = jax.jit(self._moved, static_argnums=(2,), out_shardings=caches)
         self._chosen = jax.jit(self._of_origins, out_shardings=by_row)
-        self._prefill = jax.jit(self._filled, donate_argnums=(2,), out_shardings=caches)
+        self._prefill = jax.jit(self._filled, donate_argnums=(1,), out_shardings=caches)
         self._start = jax.jit(self._started, donate_argnums=(0,), out_shardings=slots)
         self._decode = jax.jit(
             self._chunk,
@@ -117,9 +111,9 @@ class SlotPrograms:
         """Return how many tokens a sequence draws in one chunk at most."""
         return self._chunk_steps
 
-    def layers(self, params: Params) -> LayerWeights:
-        """Return each layer's weights as arrays of their own: a loop over tokens would cut them out of their stack."""
-        return self._layers(params)
+    def unstacked(self, params: Params, keep: Params) -> Unstacked:
+        """Return rollout weights as the programs read them; see `Unstacker`."""
+        return self._unstacker(params, keep)
 
     def prompts(self, rows: int, positions: int) -> Cache:
         """Return room for so many prepared prompts, over all replicas."""
@@ -129,14 +123,12 @@ class SlotPrograms:
         """Return slots with nobody in them."""
         return self._no_slots(rows, positions)
 
-    def prefill(
-        self, params: Params, layers: LayerWeights, prepared: Cache, tokens: Array, places: Array
-    ) -> Cache:
+    def prefill(self, weights: Unstacked, prepared: Cache, tokens: Array, places: Array) -> Cache:
         """Write the keys and values of prompts [M, T] into places of the prepared ones, which are used up.
 
         Nothing else is computed: a sequence decodes its prompt's last token itself, and so draws its first one.
         """
-        return self._prefill(params, layers, prepared, tokens, places)
+        return self._prefill(weights, prepared, tokens, places)
 
     def start(self, slots: Slots, prepared: Cache, starts: Starts) -> Slots:
         """Put sequences into slots, which are used up; those that share a prompt have copies of one prefill."""
@@ -157,8 +149,7 @@ class SlotPrograms:
 
     def decode(
         self,
-        params: Params,
-        layers: LayerWeights,
+        weights: Unstacked,
         slots: Slots,
         waiting: Array,
         address: Address,
@@ -170,7 +161,7 @@ class SlotPrograms:
         A chunk ends early when nothing runs, or when enough slots are free for the sequences that wait, of which
         `waiting` says how many each replica has.
         """
-        return self._decode(params, layers, slots, waiting, address, stops, sampling=sampling)
+        return self._decode(weights, slots, waiting, address, stops, sampling=sampling)
 
     def _empty(self, rows: int, positions: int) -> Cache:
         return empty_cache(self._model.config, rows, positions, self._dtype, self._layout)
@@ -200,10 +191,8 @@ class SlotPrograms:
     def _around(self, attend: attention.Attend) -> Surroundings:
         return Surroundings(attend, self._layout.constrain, mix_experts=experts_over(self._layout))
 
-    def _filled(
-        self, params: Params, layers: LayerWeights, prepared: Cache, tokens: Array, places: Array
-    ) -> Cache:
-        module = self._model.bind(params)
+    def _filled(self, weights: Unstacked, prepared: Cache, tokens: Array, places: Array) -> Cache:
+        module, layers = self._model.bind_rest(weights.rest), weights.layers
         attend = attention.keeping(self._platform)
         numbers = jnp.arange(len(places)) % (len(places) // self._layout.replicas)
         if self.groups > 1:
@@ -250,15 +239,14 @@ class SlotPrograms:
 
     def _chunk(
         self,
-        params: Params,
-        layers: LayerWeights,
+        weights: Unstacked,
         slots: Slots,
         waiting: Array,
         address: Address,
         stops: StopTable | None,
         sampling: Sampling,
     ) -> tuple[Slots, Drawn, Progress]:
-        module, told = self._model.bind(params), slots.sequences
+        module, layers, told = self._model.bind_rest(weights.rest), weights.layers, slots.sequences
         rows, steps = len(told.last), self._chunk_steps
         keys = sequence_keys(address.seed, address.step, address.purpose, told.sequence_ids, told.own_seeds)
         numbers = [jnp.zeros((rows, steps), jnp.float32) for _ in range(2)]
@@ -309,13 +297,6 @@ class SlotPrograms:
         some = functools.reduce(jnp.logical_or, map(jnp.any, running))
         return some & (jnp.sum(jnp.minimum(free, waiting)) < enough)
 
-    def _abstract_weights(self) -> tuple[Params, LayerWeights]:
-        layout, model = self._layout, self._model
-        wanted = jax.tree.map(lambda leaf: leaf.update(dtype=self._dtype), model.shapes)
-        params = abstract_arrays(wanted, layout.weights(model.names))
-        layers = jax.eval_shape(self._layer_weights, params)
-        return params, abstract_arrays(layers, self._layer_shardings)
-
     def _numbers(self, *shape: int) -> jax.ShapeDtypeStruct:
         names = ("batch", None)[: len(shape)]
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self._layout.sharding(names))
@@ -326,7 +307,7 @@ class SlotPrograms:
         caches = cache_sharding(self._layout)
         prepared = abstract_arrays(prepared, jax.tree.map(lambda _: caches, prepared))
         return self._prefill.trace(
-            *self._abstract_weights(), prepared, self._numbers(rows, width), self._numbers(rows)
+            self._unstacker.abstract(self._dtype), prepared, self._numbers(rows, width), self._numbers(rows)
         )
 
     def trace_decode(self, rows: int, positions: int, sampling: Sampling) -> Traced:
@@ -336,7 +317,7 @@ class SlotPrograms:
         places = jax.tree.map(lambda leaf: by_row if leaf.ndim == 1 else caches, slots)
         address = Address(*(jax.ShapeDtypeStruct((), kind) for kind in (jnp.uint32, jnp.int32, jnp.int32)))
         waiting = self._numbers(self._layout.replicas)
-        weights = self._abstract_weights()
+        weights = self._unstacker.abstract(self._dtype)
         return self._decode.trace(
-            *weights, abstract_arrays(slots, places), waiting, address, None, sampling=sampling
+            weights, abstract_arrays(slots, places), waiting, address, None, sampling=sampling
         )

@@ -141,7 +141,7 @@ def _decode_step(on: Bench, depth: int) -> float:
     model = describe(_decoder(depth), LanguageModel)
     programs = SlotPrograms(model, layout, "float32", _STEPS)
     params = new_weights(model, layout, 0, 0)
-    layers, empty = programs.layers(params), programs.slots(len(devices) * _SLOTS, _POSITIONS)
+    weights, empty = programs.unstacked(params, keep={}), programs.slots(len(devices) * _SLOTS, _POSITIONS)
     rows = empty.sequences.last.shape[0]
     # None ends: a chunk takes all its steps.
     far = jax.device_put(np.full(rows, 1 << 30, np.int32), empty.sequences.last.sharding)
@@ -162,7 +162,7 @@ def _decode_step(on: Bench, depth: int) -> float:
     )
 
     def chunk() -> Slots:
-        slots[0], _, _ = programs.decode(params, layers, slots[0], waiting, address, None, sampling)
+        slots[0], _, _ = programs.decode(weights, slots[0], waiting, address, None, sampling)
         return slots[0]
 
     return on.median(chunk) / _STEPS

@@ -193,7 +193,7 @@ def cost_set(
         elif offload:
             preparation += cost.parked / setting.device.host_bandwidth
         if load.generations > 0 and generator is not None:
-            weights = memory.generating_weights(load, generator, setting)
+            weights = memory.rollout_weights(load, generator, setting)
             weights += memory.prefill_bytes(load, generator, setting)
             rows = _rows_that_fit(load, generator, setting, limit - kept - weights)
             if rows == 0:

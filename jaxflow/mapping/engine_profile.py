@@ -26,7 +26,6 @@ class EngineProfile:
     reduces_each_microbatch: (
         bool  # gradients are summed over replicas in every micro-batch, not once per update
     )
-    layer_copies: int  # of the layers' generation weights, made while generating
     rollout_offloaded: bool  # generation weights leave the device while others compute
     one_mesh_per_pool: bool  # the models of a pool share its layout
     generation_pipes: (
@@ -46,8 +45,7 @@ class EngineProfile:
 # float32 masters are the weights, cast where they are used (models/layers.py); the gradient of a micro-batch is made
 # whole and then added (engine/train.py). A chunk of tokens is one compiled loop: the host takes no part in it, and
 # each step attends to the cache of all slots, as long as it is by then, under a mask (engine/slots.py). update_bytes:
-# weights and moments are written where they were read (engine/train.py). layer_copies: layers are cut out of their
-# stack once for the whole loop (models/transformer.py). These two were read off the programs as compiled for H100
+# weights and moments are written where they were read (engine/train.py), as read off the programs compiled for H100
 # (docs/planning.md). call_…seconds: the wall time of steps whose nine calls compute nothing
 # (experiments/controller_overhead.json: 1 to 16 processes, 64 to 4,096 rows), by least squares of relative errors.
 JAXFLOW = EngineProfile(
@@ -60,7 +58,6 @@ JAXFLOW = EngineProfile(
     gradient_bytes=4,
     gradient_copies=2,
     update_bytes=0,
-    layer_copies=1,
     gradients_at_rest=False,
     optimizer_over_data=False,
     reduces_each_microbatch=True,
@@ -91,7 +88,6 @@ MEGATRON_VLLM = EngineProfile(
     gradient_bytes=4,
     gradient_copies=1,
     update_bytes=0,
-    layer_copies=0,
     gradients_at_rest=True,
     optimizer_over_data=True,
     reduces_each_microbatch=False,

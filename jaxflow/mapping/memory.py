@@ -151,14 +151,6 @@ def rollout_weights(load: RoleLoad, layout: Parallelism, setting: Setting) -> fl
     return setting.engine.rollout_bytes * load.model.share(ways, layout.expert)
 
 
-def generating_weights(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
-    """Return the weights that a round of generation holds: the rollout's, and copies of its layers."""
-    ways = layout.generation_tensor * layout.generation_pipe
-    layers = load.model.layers * load.model.layer_share(ways, layout.expert)
-    copies = setting.engine.layer_copies * setting.engine.rollout_bytes * layers
-    return rollout_weights(load, layout, setting) + copies
-
-
 def row_bytes(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
     """Return what one running row costs in generation: its cache, at its longest, and its logits."""
     workload, tensor = setting.workload, layout.generation_tensor
@@ -191,7 +183,7 @@ def generation(load: RoleLoad, layout: Parallelism, setting: Setting, rows: int)
     positions = rounded(setting.workload.length) if setting.engine.slots else setting.workload.length
     cached = rows * positions * _position_bytes(load, layout, setting)
     return AtWork(
-        rollout_weights=generating_weights(load, layout, setting),
+        rollout_weights=rollout_weights(load, layout, setting),
         cache=cached,
         activations=rows * row_bytes(load, layout, setting) - cached + prefill_bytes(load, layout, setting),
     )

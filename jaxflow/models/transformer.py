@@ -28,6 +28,21 @@ Params = Mapping[str, Any]
 """Weights: a nested dict of arrays, `backbone` and `head` at the top, layers stacked on a leading axis L."""
 
 LayerWeights = Sequence[Mapping[str, Any]]
+"""Of each layer its own weights: nested dicts of arrays without the leading axis."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Unstacked:
+    """Weights whose layers are arrays of their own: a loop over tokens reads them where they lie.
+
+    Out of stacks XLA would cut every layer ahead of the loop and hold it twice, or cut it anew for every token.
+    """
+
+    rest: Params  # all that is no layer's: embedding, final norm, head
+    layers: LayerWeights
+
+
 # The matrices of a layer, and how many dimensions their products sum over.
 _SUMMED = dict.fromkeys(("query", "key", "value", "gate", "up", "down"), 1) | {"output": 2}
 _TURNED_FROM = 1 << 18  # numbers: a weight that a core's cache holds gains nothing
@@ -205,21 +220,15 @@ class Model:
         """Return what of a tree like the weights' is of those that stay as they are."""
         return select(tree, lambda path: not self._is_trained(path))
 
-    def layer_weights(self, params: Params, turned: bool) -> LayerWeights:
-        """Return each layer's own weights, cut out of their stacks; with `turned`, large matrices turned."""
-        stacked = params["backbone"]["layers"]
+    def layer_weight(
+        self, path: tuple[Any, ...], weights: Float[Array, "L ..."], layer: int, turned: bool
+    ) -> Array | Turned:
+        """Return one layer's of a weight that `path` names below the layers; with `turned`, a large matrix turned."""
+        summed = self._summed(path, weights.shape[1:]) if turned else 0
+        return turn(weights[layer], summed) if summed > 0 else weights[layer]
 
-        def own(path: tuple[Any, ...], weights: Array, layer: int) -> Array | Turned:
-            summed = self._summed(path, weights.shape[1:]) if turned else 0
-            return turn(weights[layer], summed) if summed > 0 else weights[layer]
-
-        return [
-            jax.tree_util.tree_map_with_path(functools.partial(own, layer=layer), stacked)
-            for layer in range(self.config.layers)
-        ]
-
-    def layer_names(self, turned: bool) -> Sequence[Mapping[str, Any]]:
-        """Return the logical names of `layer_weights`."""
+    def layer_names(self, turned: bool) -> Mapping[str, Any]:
+        """Return the logical names of a layer's own weights."""
         names, shapes = (tree["backbone"]["layers"] for tree in (self.names, self.shapes))
 
         def own(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct, names: tuple[str | None, ...]):
@@ -230,7 +239,7 @@ class Model:
             # A dimension that is cut is the first of its part: what is behind it stays whole.
             return Turned((own_names[summed], own_names[0]), shape.shape[1:], summed)
 
-        return [jax.tree_util.tree_map_with_path(own, shapes, names)] * self.config.layers
+        return jax.tree_util.tree_map_with_path(own, shapes, names)
 
     def _summed(self, path: tuple[Any, ...], shape: tuple[int, ...]) -> int:
         """Return how many dimensions a product with a layer's weight sums over; 0: it is none that is turned."""
@@ -239,15 +248,10 @@ class Model:
         summed = _SUMMED.get(path[-1].key, 0)
         return summed if math.prod(shape) >= _TURNED_FROM else 0
 
-    def stage_weights(self, params: Params, stages: int) -> LayerWeights:
-        """Return the weights of the first, second, … layer of every stage [p, …], cut out of their stacks."""
-        stacked, each = params["backbone"]["layers"], self.config.layers // stages
-        cut = jax.tree.map(lambda weight: weight.reshape(stages, each, *weight.shape[1:]), stacked)
-        return [jax.tree.map(lambda weight, j=j: weight[:, j], cut) for j in range(each)]
-
-    def stage_names(self, stages: int) -> Sequence[Mapping[str, Any]]:
-        """Return the logical names of `stage_weights`."""
-        return [self.names["backbone"]["layers"]] * (self.config.layers // stages)
+    def bind_rest(self, rest: Params) -> LanguageModel:
+        """Return the module over the weights that are no layer's; whoever runs layers brings their own."""
+        backbone = {**rest["backbone"], "layers": self.shapes["backbone"]["layers"]}
+        return nnx.merge(self.definition, {**rest, "backbone": backbone})
 
     def _is_trained(self, path: tuple[str, ...]) -> bool:
         own_head = self.kind is ScalarModel and path[0] == "head"

@@ -23,7 +23,7 @@ from jaxflow.engine.shards import Shard
 from jaxflow.engine.state import load_weights
 from jaxflow.engine.train import Auxiliary, Loss, Trainer
 from jaxflow.engine.transition import TransitionReport, transition
-from jaxflow.models.transformer import LanguageModel, Params, ScalarModel, describe
+from jaxflow.models.transformer import LanguageModel, Params, ScalarModel, Unstacked, describe
 from jaxflow.models.weights_in import ReadReport
 from jaxflow.placement import role_adapters
 from jaxflow.types import (
@@ -92,18 +92,19 @@ class Actor(Saved):
         self._outgoing = Outgoing(model.base, training.weights(model.base.names), rollout.dtype)
         self._leaving: Params | None = None
         self._rows = Rows(place.mesh, training.axes["batch"])
-        self._rollout_weights: Params | None = None
+        self._rollout_weights: Unstacked | None = None
         self._transition_metrics: dict[str, float] = {}
 
     def _loss(self, config: Config) -> Loss:
         """Return what its updates minimise."""
         return policy_loss(config)
 
-    def _weights(self) -> Params:
+    def _weights(self) -> Unstacked:
         """Return the weights in the generation layout."""
         if self._rollout_weights is None:
             with self._place.span("transition") as span:
-                self._rollout_weights, report = self._moved()
+                moved, report = self._moved()
+                self._rollout_weights = self._sampler.unstacked(moved, keep=self._trained.params)
                 span.bytes = report.most_received_bytes
             self._transition_metrics = {
                 "transition/seconds": report.seconds,

@@ -16,7 +16,7 @@ from jaxflow.data.stop_strings import stop_transitions
 from jaxflow.engine.generate import UNLIMITED, Allowance, Generator
 from jaxflow.engine.sampling import Sampling, StopTable
 from jaxflow.engine.sharding import Layout
-from jaxflow.models.transformer import Model, Params
+from jaxflow.models.transformer import Model, Params, Unstacked
 from jaxflow.types import Prompts, Rollout
 
 # Streams of randomness under the run's seed: what is drawn for one purpose never moves another.
@@ -43,7 +43,11 @@ class Sampler:
                 jax.make_array_from_callback(table.shape, layout.sharding(()), lambda index: table[index])
             )
 
-    def train(self, weights: Params, prompts: Prompts, updates: int) -> Rollout:
+    def unstacked(self, params: Params, keep: Params) -> Unstacked:
+        """Return weights in the generation layout as they are read here; their stacks go, but for those to `keep`."""
+        return self._generator.unstacked(params, keep)
+
+    def train(self, weights: Unstacked, prompts: Prompts, updates: int) -> Rollout:
         """Sample one response per row at the training temperature; `updates` is the age of the weights.
 
         A row that the budget or the deadline stopped has no say in the step: it would be judged for what there was no
@@ -54,11 +58,11 @@ class Sampler:
         sampled = self._generate(weights, prompts, rollout.temperature, _TRAINING_ROLLOUT, updates, allowance)
         return _without_stopped(sampled)
 
-    def greedy(self, weights: Params, prompts: Prompts, updates: int) -> Rollout:
+    def greedy(self, weights: Unstacked, prompts: Prompts, updates: int) -> Rollout:
         """Give each row the response that is likeliest token by token."""
         return self._generate(weights, prompts, 0.0, _TRAINING_ROLLOUT, updates)
 
-    def validate(self, weights: Params, prompts: Prompts, updates: int) -> Rollout:
+    def validate(self, weights: Unstacked, prompts: Prompts, updates: int) -> Rollout:
         """Sample one response per row as validation asks."""
         temperature = self._config.rollout.validation_temperature
         return self._generate(weights, prompts, temperature, _VALIDATION_ROLLOUT, updates)
@@ -77,7 +81,7 @@ class Sampler:
 
     def _generate(
         self,
-        weights: Params,
+        weights: Unstacked,
         prompts: Prompts,
         temperature: float,
         purpose: int,
@@ -95,7 +99,7 @@ class Sampler:
             end_ids=self._end_ids,
             pad_id=self._pad_id,
         )
-        return self._generator(
+        return self._generator.generate(
             weights,
             prompts,
             sampling,

@@ -18,7 +18,7 @@ from jaxflow.engine.exchange import Arrivals, Message, Route, leaf_shards, send
 from jaxflow.engine.sharding import generation_layout
 from jaxflow.engine.shards import Shard
 from jaxflow.engine.transition import BUCKET_BYTES
-from jaxflow.models.transformer import LanguageModel, Model, Params, describe
+from jaxflow.models.transformer import LanguageModel, Model, Params, Unstacked, describe
 from jaxflow.types import Future, Metrics, Prompts, Rollout, WeightsMoved
 from jaxflow.workers.group import WorkerGroup
 from jaxflow.workers.place import Place
@@ -83,7 +83,13 @@ class RolloutGenerator:
         self._shards = leaf_shards(_GENERATOR, self._model.shapes, self._shardings)
         self._sampler = Sampler(config, self._model, layout)
         self._arrivals: Arrivals | None = None
+        self._weights: Unstacked | None = None  # None: they have changed since
         self._updates = 0
+
+    def _arrived(self) -> Unstacked:
+        if self._weights is None:
+            self._weights = self._sampler.unstacked(self._arrivals.take(), keep={})
+        return self._weights
 
     @exposed("load", ONE_TO_ALL, replicated=True)
     def weight_shards(self) -> tuple[tuple[Shard, ...], ...]:
@@ -99,6 +105,7 @@ class RolloutGenerator:
     @exposed("transition", WEIGHTS_IN, replicated=True)
     def receive(self, messages: tuple[Message, ...], bucket: int, updates: int) -> WeightsMoved:
         """Make one bucket of weights of the senders' messages; `updates` is the age of the weights."""
+        self._weights = None
         with self._place.span("transition") as span:
             span.bytes = self._arrivals.receive(bucket, messages)
         self._updates = updates
@@ -107,17 +114,17 @@ class RolloutGenerator:
     @exposed("gen", THREE_D_ALL_MICRO_DP, by_parts=True)
     def generate(self, prompts: Prompts) -> Rollout:
         """Sample one response per row at the training temperature."""
-        return self._sampler.train(self._arrivals.tree, prompts, self._updates)
+        return self._sampler.train(self._arrived(), prompts, self._updates)
 
     @exposed("gen_max", THREE_D_ALL_MICRO_DP, by_parts=True)
     def generate_greedy(self, prompts: Prompts) -> Rollout:
         """Give each row the response that is likeliest token by token."""
-        return self._sampler.greedy(self._arrivals.tree, prompts, self._updates)
+        return self._sampler.greedy(self._arrived(), prompts, self._updates)
 
     @exposed("testing", THREE_D_ALL_MICRO_DP, by_parts=True)
     def generate_validation(self, prompts: Prompts) -> Rollout:
         """Sample one response per row as validation asks."""
-        return self._sampler.validate(self._arrivals.tree, prompts, self._updates)
+        return self._sampler.validate(self._arrived(), prompts, self._updates)
 
 
 class ServedActor:

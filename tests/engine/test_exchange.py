@@ -48,12 +48,13 @@ def test_what_arrives_is_what_left_in_any_number_of_buckets(dtype, bucket_bytes)
     received = 0
     for bucket in range(len(route.buckets)):
         with pytest.raises(RuntimeError, match="before all of them had arrived"):
-            _ = arrivals.tree
+            arrivals.take()
         (message,) = send(route, bucket, jax.tree.leaves(params), dtype)
         received += arrivals.receive(bucket, [message])
     expected = jax.tree.map(lambda leaf, to: jax.device_put(leaf.astype(dtype), to), params, shardings)
-    jax.tree.map(np.testing.assert_array_equal, arrivals.tree, expected)
-    for leaf, wanted in zip(jax.tree.leaves(arrivals.tree), jax.tree.leaves(shardings), strict=True):
+    arrived = arrivals.take()
+    jax.tree.map(np.testing.assert_array_equal, arrived, expected)
+    for leaf, wanted in zip(jax.tree.leaves(arrived), jax.tree.leaves(shardings), strict=True):
         assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim) and leaf.dtype == dtype
     assert received == sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(expected))
 

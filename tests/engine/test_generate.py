@@ -182,7 +182,9 @@ def test_large_matrices_turned_for_products_with_few_rows_draw_the_same_tokens(s
         Generator(tiny.LANGUAGE_MODEL, layout, "float32", 4),
         tiny.weights(tiny.LANGUAGE_MODEL, layout),
     )
-    turned = jax.tree.leaves(generator.programs.layers(params), is_leaf=lambda leaf: isinstance(leaf, Turned))
+    turned = jax.tree.leaves(
+        generator.unstacked(params, params).layers, is_leaf=lambda leaf: isinstance(leaf, Turned)
+    )
     assert sum(isinstance(leaf, Turned) for leaf in turned) == 7 * tiny.CONFIG.layers
     assert_same_rollout(generator(params, PROMPTS, SAMPLING, 0, 0, 0, policy_updates=0), sampled)
 
@@ -269,7 +271,7 @@ def test_a_slot_keeps_nothing_of_the_sequence_before():
     layout = generation_layout(tiny.ONE_DEVICE)
     programs = SlotPrograms(tiny.LANGUAGE_MODEL, layout, "float32", 4)
     params = tiny.weights(tiny.LANGUAGE_MODEL, layout)
-    layers, address = programs.layers(params), Address(np.uint32(0), np.int32(0), np.int32(0))
+    weights, address = programs.unstacked(params, params), Address(np.uint32(0), np.int32(0), np.int32(0))
     lengths, rows = PROMPTS.lengths[:4], np.arange(4, dtype=np.int32)
     starts = Starts(
         places=np.array([2, 0, 1, -1], np.int32),
@@ -289,11 +291,11 @@ def test_a_slot_keeps_nothing_of_the_sequence_before():
         slots = programs.slots(4, 24)
         slots = dataclasses.replace(slots, cache=poisoned(slots.cache))
         prepared = poisoned(programs.prompts(4, 16))
-        prepared = programs.prefill(params, layers, prepared, PROMPTS.tokens[:4], rows)
+        prepared = programs.prefill(weights, prepared, PROMPTS.tokens[:4], rows)
         slots = programs.start(slots, prepared, starts)
         for _ in range(2):
             waiting = np.zeros(1, np.int32)
-            slots, chunk, progress = programs.decode(params, layers, slots, waiting, address, None, SAMPLING)
+            slots, chunk, progress = programs.decode(weights, slots, waiting, address, None, SAMPLING)
             drawn.append(
                 [np.asarray(chunk.tokens)[slot, :count] for slot, count in enumerate(progress.counts)]
             )

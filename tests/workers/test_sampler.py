@@ -24,7 +24,9 @@ def test_rows_that_a_budget_stops_have_no_say_in_training_and_validation_knows_n
     layout = generation_layout(tiny.ONE_DEVICE)
     sampler = Sampler(asked, model, layout)
     row = PromptRow(prompt="ab>", tokens=(3, 4, 5), ground_truth="", data_source="tiny", extra_info={})
-    prompts, weights = fixed_batch([row] * 3, 1, 1, step=0), tiny.weights(model, layout)
+    prompts, params = fixed_batch([row] * 3, 1, 1, step=0), tiny.weights(model, layout)
+    weights = sampler.unstacked(params, keep={})
+    assert params["backbone"]["layers"]["mlp"]["up"].is_deleted(), "weights exist once"
     sampled = sampler.train(weights, prompts, 0)
     assert sampled.stopped.all() and not sampled.response_mask.any()
     assert sampled.lengths[0] > 3 and sampled.lengths[-1] == 3, "what was drawn is there, and may be nothing"
@@ -51,7 +53,8 @@ def test_a_config_s_stop_strings_and_least_length_end_rows():
     row = PromptRow(prompt="12+", tokens=(3, 4, 5), ground_truth="", data_source="tiny", extra_info={})
     sampler = Sampler(asked, tiny.LANGUAGE_MODEL, layout)
     prompts = fixed_batch([row] * 24, 1, 1, step=0)
-    rollout = sampler.train(tiny.weights(tiny.LANGUAGE_MODEL, layout), prompts, 0)
+    weights = sampler.unstacked(tiny.weights(tiny.LANGUAGE_MODEL, layout), keep={})
+    rollout = sampler.train(weights, prompts, 0)
     assert rollout.finished.sum() > 2
     for tokens, mask, finished in zip(rollout.tokens, rollout.response_mask, rollout.finished, strict=True):
         said, over = "", []

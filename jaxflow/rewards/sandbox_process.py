@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from jaxflow.rewards.verdict import Case, Failure, Reason, Verdict, finite
+from jaxflow.rewards.verdict import Case, Failure, Reason, Verdict, finite, shortened
 from jaxflow.rewards.wire import Unpacker, WireError, pack
 from jaxflow.types import UserError
 

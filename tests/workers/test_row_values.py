@@ -50,7 +50,7 @@ def test_bytes_are_those_of_buffers_text_and_numbers():
     row = PromptRow(
         prompt="abc", tokens=(1, 2), ground_truth="x", data_source="yz", extra_info={"k": [1, None]}
     )
-    assert byte_count(row) == 3 + 16 + 1 + 2 + 1 + 16
+    assert byte_count(row) == 3 + 16 + 1 + 2 + 1 + 16 + 8  # the last: its seed
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ HERE = pathlib.Path(__file__).resolve().parent
 STORE = HERE / "learning_curves"
 SEEDS: Mapping[str, tuple[int, ...]] = {
     "reversal": (0, 1),
-    "wishes": (0,),
+    "wishes": (0, 1),
     "stages": (0,),
-    "even_tokens": (1,),
+    "even_tokens": (0, 1),
 }
 """The seeds that the runs of a group are run with."""
 

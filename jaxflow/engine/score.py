@@ -7,6 +7,7 @@ trained on is what is scored.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -108,20 +109,24 @@ def noted_log_probs(
         other = jax.nn.log_softmax(frozen.logits(compared_chunk[0]) / temperature, axis=-1)
         return *said, jnp.sum(jnp.exp(log_probs) * (log_probs - other), axis=-1)
 
-    if chunk == length:
-        said = chunk_log_probs(targets, hidden, *compared)
-    else:
-        chunks = [
-            x.reshape(rows, length // chunk, chunk, *x.shape[2:]).swapaxes(0, 1)
-            for x in (targets, hidden, *compared)
-        ]
-        _, said = jax.lax.scan(lambda _, xs: (None, chunk_log_probs(*xs)), None, chunks)
-        said = tuple(x.swapaxes(0, 1).reshape(rows, length) for x in said)
+    said = _over_chunks(chunk_log_probs, (targets, hidden, *compared), chunk)
 
     def shifted(x):
         return jnp.pad(x[:, :-1], ((0, 0), (1, 0))).reshape(shape)
 
     return TokenLogProbs(*map(shifted, said)), None if noted is None else noted.reshape(shape)
+
+
+def _over_chunks(
+    compute: Callable[..., tuple[Array, ...]], arrays: tuple[Array, ...], chunk: int
+) -> tuple[Float[Array, "B T"], ...]:
+    """Compute something of each position of arrays [B, T, …], `chunk` positions at a time."""
+    rows, length = arrays[0].shape[:2]
+    if chunk == length:
+        return compute(*arrays)
+    chunks = [x.reshape(rows, length // chunk, chunk, *x.shape[2:]).swapaxes(0, 1) for x in arrays]
+    _, said = jax.lax.scan(lambda _, xs: (None, compute(*xs)), None, chunks)
+    return tuple(x.swapaxes(0, 1).reshape(rows, length) for x in said)
 
 
 def token_values(

@@ -160,9 +160,8 @@ class Constrained:
     seed: int
     help: float  # hidden, mean of the last steps
     harm: float
-    under_from: (
-        int | None
-    )  # first step whose mean learned cost is at most the threshold; None: never, or no costs
+    # First step whose mean learned cost is at most the threshold; None: never, or no costs
+    under_from: int | None
     over_since: int  # steps since whose mean cost is above it
 
 

@@ -76,9 +76,8 @@ class Row:
     minimum_bytes: int  # of the generation shard, what the training shard lacks, from index maps
     redundant_bytes: int  # of the training shard, what the generation shard lacks, from index maps
     formula_redundant_bytes: int
-    peak_bytes: (
-        int  # weights on one device, sources released bucket by bucket, compiler's temporaries included
-    )
+    # Weights on one device, sources released bucket by bucket, compiler's temporaries included
+    peak_bytes: int
     formula_peak_bytes: int
     largest_bucket_bytes: int
     collectives: list[dict[str, Any]]

@@ -34,9 +34,8 @@ class UpdatePlan:
     updates_per_step: int  # mini-batches × passes
     total_updates: int  # of the run: where the learning-rate schedule ends
     microbatches_if_longest: int  # per mini-batch, were every sequence the longest
-    pipeline_bubble: (
-        float  # share of the time that a stage idles, were every sequence the longest; 0: one stage
-    )
+    # Share of the time that a stage idles, were every sequence the longest; 0: one stage
+    pipeline_bubble: float
 
 
 @dataclasses.dataclass(frozen=True)

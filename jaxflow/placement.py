@@ -93,12 +93,10 @@ class PoolPlan:
 class RoleBytes:
     """What one role keeps on each device of its pool, in bytes; activations and caches come on top."""
 
-    weights: (
-        int  # float32 masters, N / (t · p · fsdp); beside adapters the others in the dtype they are kept in
-    )
-    training: (
-        int  # float32 gradient and two Adam moments of what is trained, 3 N / (t · p · fsdp); 0 if nothing is
-    )
+    # float32 masters, N / (t · p · fsdp); beside adapters the others in the dtype they are kept in
+    weights: int
+    # float32 gradient and two Adam moments of what is trained, 3 N / (t · p · fsdp); 0 if nothing is
+    training: int
     rollout: int  # copy in the rollout's dtype, N / (t_g · p_g); 0 for a model that does not generate
 
 

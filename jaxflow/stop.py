@@ -40,9 +40,8 @@ class Stop:
     def __init__(self) -> None:
         self._deferring = False
         self._noted: int | None = None
-        self._dropped: Callable[[sys.UnraisableHookArgs], object] | None = (
-            None  # where they were told of before
-        )
+        # Where they were told of before
+        self._dropped: Callable[[sys.UnraisableHookArgs], object] | None = None
 
     def listen(self) -> None:
         """Take the signals over: each raises `Stopped` in the main thread. Call it there."""

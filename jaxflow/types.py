@@ -54,9 +54,8 @@ class PromptRow:
     ground_truth: object  # what the reward function compares with; plain JSON value
     data_source: str  # names the task; validation is reported per data source
     extra_info: Mapping[str, object]  # passed on to the reward function unread
-    seed: int = (
-        -1
-    )  # own seed of its responses: sample g draws from seed + g, in every step the same; -1: none
+    # Own seed of its responses: sample g draws from seed + g, in every step the same; -1: none
+    seed: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +84,8 @@ class Rollout:
     finished: Bool[Array, "B"]  # ended by itself (end token), not by the length limit
     groups: Int[Array, "B"]  # int32, index of the prompt each row answers
     policy_updates: Int[Array, "B"]  # int32, optimizer updates behind the weights that sampled: the row's age
-    stopped: Bool[
-        Array, "B"
-    ]  # cut before its own limit: the call's time or tokens were spent; maybe no response
+    # Cut before its own limit: the call's time or tokens were spent; maybe no response
+    stopped: Bool[Array, "B"]
 
 
 @jax.tree_util.register_dataclass
@@ -128,9 +126,8 @@ class Experience:
     policy_updates: Int[Array, "B"]  # int32, as of the rollout
     # float32, how much each token's objective counts; None: all the same. Denominators are not weighed.
     weights: Float[Array, "B T"] | None = None
-    penalised: Bool[Array, "B T"] | None = (
-        None  # tokens whose distance from π_old costs; None: no such penalty
-    )
+    # Tokens whose distance from π_old costs; None: no such penalty
+    penalised: Bool[Array, "B T"] | None = None
     # float32 nats, over the whole vocabulary, where the rewards were shaped with it; None: with an estimate.
     reference_kl: Float[Array, "B T"] | None = None
 
@@ -166,9 +163,8 @@ class Sample:
     score: float
     accuracy: float
     finished: bool
-    numbers: Mapping[
-        str, float
-    ]  # further numbers that judging told, by name; `cost` is what a cost role said
+    # Further numbers that judging told, by name; `cost` is what a cost role said
+    numbers: Mapping[str, float]
     prediction: str | None = None  # the answer that the reward read in the response; None: it told none
 
 
@@ -229,15 +225,13 @@ class Preferences:
     Of costs the better response is the less harmful one.
     """
 
-    tokens: Int[
-        Array, "B 2 T"
-    ]  # int32; [:, 0] prompt and chosen response, [:, 1] prompt and rejected response
+    # int32; [:, 0] prompt and chosen response, [:, 1] prompt and rejected response
+    tokens: Int[Array, "B 2 T"]
     chosen_lengths: Int[Array, "B"]  # int32, prompt + response tokens
     rejected_lengths: Int[Array, "B"]  # int32
     response_mask: Bool[Array, "B 2 T"]  # true on response tokens, the end token included where there is one
-    margins: Float[
-        Array, "B"
-    ]  # float32, by which the chosen response's score should at least lead; 0: not told
+    # float32, by which the chosen response's score should at least lead; 0: not told
+    margins: Float[Array, "B"]
     chosen_harm: Float[Array, "B"]  # float32, +1: the chosen response is unsafe, -1: safe, 0: not told
     rejected_harm: Float[Array, "B"]  # float32
     reference_log_probs: Float[Array, "B 2 T"] | None = None  # float32, of the frozen policy; None: not asked

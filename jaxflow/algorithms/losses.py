@@ -37,9 +37,8 @@ class PolicyLoss:
     kl_estimator: str  # one of KL_LOSS_ESTIMATORS
     length_constant: float  # tokens, most a response may have
     penalty_coefficient: float  # κ, of tokens that the batch marks as penalised
-    negative_sequence_bound: (
-        float  # nats; sequences drifted further at negative advantage are dropped; 0.0: none
-    )
+    # Nats; sequences drifted further at negative advantage are dropped; 0.0: none
+    negative_sequence_bound: float
 
     def __call__(
         self, output: types.TokenLogProbs, batch: types.Experience, counts: types.Counts

@@ -15,12 +15,10 @@ class MeshConfig:
     tensor: int = 1  # tensor-parallel size in training and scoring, t
     generation_tensor: int = 1  # tensor-parallel size in generation, t_g; divides `tensor`
     pipe: int = 1  # pipeline stages in training and scoring, p
-    generation_pipe: int = (
-        1  # stages in generation, p_g; divides `pipe`; 1: the layers of all stages are gathered
-    )
-    expert: int = (
-        1  # ways a mixture's experts are cut, over replicas that see different rows; divides model.experts
-    )
+    # Stages in generation, p_g; divides `pipe`; 1: the layers of all stages are gathered
+    generation_pipe: int = 1
+    # Ways a mixture's experts are cut, over replicas that see different rows; divides model.experts
+    expert: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +46,8 @@ def _one_pool() -> dict[str, PoolConfig]:
 class DevicesConfig:
     """Hosts of one kind that a mapping is searched for, and that plans reckon with."""
 
-    kind: str = (
-        ""  # a name of mapping/devices.py, or a .json profile of `jaxflow.mapping.calibrate`; empty: cpu's
-    )
+    # A name of mapping/devices.py, or a .json profile of `jaxflow.mapping.calibrate`; empty: cpu's
+    kind: str = ""
     hosts: int = 1
     devices_per_host: int = 8
 

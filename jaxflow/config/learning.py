@@ -12,9 +12,8 @@ class OptimizerConfig:
     """AdamW behind a global-norm clip, with linear warm-up and a schedule."""
 
     learning_rate: float = 1e-6  # peak
-    schedule: str = (
-        "constant"  # constant | cosine | linear (down to `final_fraction` at the run's last update)
-    )
+    # constant | cosine | linear (down to `final_fraction` at the run's last update)
+    schedule: str = "constant"
     final_fraction: float = 0.0  # of the peak, where cosine or linear end
     warmup_updates: int = 0  # optimizer updates from 0 up to the peak
     beta1: float = 0.9
@@ -22,9 +21,8 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     weight_decay: float = 0.01
     clip_norm: float = 1.0  # global norm of the averaged gradient; 0: no clip
-    max_skipped_updates: int = (
-        10  # non-finite updates in a row before the run stops; each is skipped, counted
-    )
+    # Non-finite updates in a row before the run stops; each is skipped, counted
+    max_skipped_updates: int = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +40,8 @@ class ActorConfig:
     """The policy: model, optimizer and how a step's sequences become updates."""
 
     model: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
-    preset: str = (
-        ""  # name of a published shape (models/presets.py) that `model` takes; empty: `model` as it is
-    )
+    # Name of a published shape (models/presets.py) that `model` takes; empty: `model` as it is
+    preset: str = ""
     # Directory of weights to start from, jaxflow's or Hugging Face's, whose shape `model` takes; empty: random.
     weights: str = ""
     lora: LoraConfig = LoraConfig()
@@ -63,9 +60,8 @@ class CriticConfig:
 
     model: DecoderConfig | None = None  # None: the actor's shape; keys left unset (null) follow actor.model's
     preset: str = ""  # as actor.preset
-    weights: str = (
-        ""  # as actor.weights; empty: the actor's first weights where the shapes agree, else random
-    )
+    # As actor.weights; empty: the actor's first weights where the shapes agree, else random
+    weights: str = ""
     lora: LoraConfig = LoraConfig()  # its head is trained whole beside adapters
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
     router_aux_loss_coefficient: float = 0.0  # as actor.router_aux_loss_coefficient
@@ -84,24 +80,20 @@ class RolloutConfig:
     temperature: float = 1.0  # 0: greedy
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
-    min_p: float = (
-        0.0  # of what top_k and top_p left: at least this times the likeliest token's chance; 0: off
-    )
-    min_response_tokens: int = (
-        0  # drawn before an end token may be, or a stop string count; 0: the first may end
-    )
+    # Of what top_k and top_p left: at least this times the likeliest token's chance; 0: off
+    min_p: float = 0.0
+    # Drawn before an end token may be, or a stop string count; 0: the first may end
+    min_response_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()  # end a response, beside the tokenizer's end tokens
     stop_strings: tuple[str, ...] = ()  # text that ends a response, with the token that completes it
     ignore_end_token: bool = False  # the tokenizer's end tokens end nothing (benchmarks)
     dtype: str = "float32"  # float32 | bfloat16, of generation weights and key/value cache
     sequences_per_device: int = 256  # rows generated at once by each device; others wait for one to end
-    token_budget: int = (
-        0  # response tokens of a call in training, over all devices, after which it stops; 0: none
-    )
+    # Response tokens of a call in training, over all devices, after which it stops; 0: none
+    token_budget: int = 0
     deadline_seconds: float = 0.0  # of a call in training, after which it stops; 0: none
     parts: int = 1  # calls that generate a step's rows; other pools score a part while the next is generated
     score_microbatch_tokens_per_device: int = 16384  # padded tokens in one scoring pass of one device
     validation_temperature: float = 0.0  # 0: validation is greedy; the rest of sampling is training's
-    validation_samples: int = (
-        1  # answers to each validation prompt; above 1 what the best, the worst, most of them say
-    )
+    # Answers to each validation prompt; above 1 what the best, the worst, most of them say
+    validation_samples: int = 1

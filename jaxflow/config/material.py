@@ -20,17 +20,14 @@ class DataConfig:
     pretraining_files: tuple[str, ...] = ()
     tokenizer: str = ""  # Hugging Face tokenizer directory; empty: the built-in task's own
     prompt_key: str = "prompt"  # column: text or chat messages
-    seed_key: str = (
-        ""  # column: a row's own sampling seed, in place of run.seed and the step; empty: none has one
-    )
-    response_key: str = (
-        "response"  # of demonstrations: text, or a chat of one message; also: completion, messages
-    )
+    # Column: a row's own sampling seed, in place of run.seed and the step; empty: none has one
+    seed_key: str = ""
+    # Of demonstrations: text, or a chat of one message; also: completion, messages
+    response_key: str = "response"
     chosen_key: str = "chosen"  # of pairs; also found: PKU-SafeRLHF's response_0, response_1
     rejected_key: str = "rejected"
-    label_key: str = (
-        "label"  # of kto: whether the response was wanted, true or false; rows of pairs are two each
-    )
+    # Of kto: whether the response was wanted, true or false; rows of pairs are two each
+    label_key: str = "label"
     margin_key: str = "margin"  # of reward_model, optional: by which the chosen score should at least lead
     chosen_safe_key: str = "chosen_safe"  # of cost_model: whether the chosen, less harmful response is safe
     rejected_safe_key: str = "rejected_safe"
@@ -47,13 +44,11 @@ class RewardConfig:
     """What judges a response: a function or a model; and what a row gets when the function fails."""
 
     kind: str = "function"  # function | model: the function still says which responses are accurate
-    function: str = (
-        ""  # path.py:function, verl's compute_score(data_source, solution_str, ground_truth, extra_info)
-    )
+    # path.py:function, verl's compute_score(data_source, solution_str, ground_truth, extra_info)
+    function: str = ""
     function_arguments: str = ""  # further arguments of the function by name, a JSON object as text
-    manager: str = (
-        "naive"  # naive: a call for each row | dapo: and a penalty for length | batch: one call with lists
-    )
+    # naive: a call for each row | dapo: and a penalty for length | batch: one call with lists
+    manager: str = "naive"
     scorer: str = ""  # built-in scorer of all rows while `function` is empty; empty: by the row's data source
     fallback_score: float = 0.0  # for a row whose reward fails in whatever way; counted
     max_failed_fraction: float = 0.5  # of a step's rows; above it the run stops: the function is broken

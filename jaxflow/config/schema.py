@@ -42,9 +42,8 @@ class TrackingConfig:
     """What the run writes beside checkpoints. metrics.jsonl and config.json are always written."""
 
     tensorboard: bool = True
-    samples_per_evaluation: int = (
-        6  # rows shown in the console table; all validation answers go to samples.jsonl
-    )
+    # Rows shown in the console table; all validation answers go to samples.jsonl
+    samples_per_evaluation: int = 6
     timeline_steps: int = 1000  # first steps after each start of the run that timeline.json shows; 0: none
 
 

@@ -34,9 +34,8 @@ class Source:
 
     train: tuple[Row, ...]  # of the kind that the run's algorithm reads
     validation: tuple[Row, ...]  # empty: nothing to validate on
-    solution: (
-        Callable[[PromptRow], str] | None
-    )  # writes an answer to imitate, for a warm start; None: unknown
+    # Writes an answer to imitate, for a warm start; None: unknown
+    solution: Callable[[PromptRow], str] | None
     report: tuple[str, ...]  # what was read, kept and dropped, as lines
 
     @property

@@ -56,9 +56,8 @@ class Dataflow:
     refills: bool = False  # it asks for further prompts where groups teach nothing
     batches: str = PROMPTS  # one of BATCHES: what a step is given
     taught: tuple[str, ...] = ()  # of reward and cost: those that learn here, instead of judging
-    held_out: Script | None = (
-        None  # measures rows held out, of the kind of the batches; None: answers tell enough
-    )
+    # Measures rows held out, of the kind of the batches; None: answers tell enough
+    held_out: Script | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.cast)) < len(self.cast):

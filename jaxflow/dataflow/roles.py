@@ -292,6 +292,5 @@ class Roles(Protocol):
     cost: Reward
     cost_critic: Critic
     pretraining: Pretraining | NoPretraining
-    further_prompts: Iterable[
-        Future[Prompts]
-    ]  # of this step, for groups that teach nothing; none where not asked for
+    # Of this step, for groups that teach nothing; none where not asked for
+    further_prompts: Iterable[Future[Prompts]]

@@ -109,9 +109,8 @@ class Rotation:
         p = self._stages
 
         def round_(carry):
-            turn, before, now, states, slots, cache = (
-                carry  # before, now: whether groups enter in these rounds
-            )
+            # Before, now: whether groups enter in these rounds.
+            turn, before, now, states, slots, cache = carry
             states, pairs = list(states), self._of_stages(cache)
             for tick in range(p):
                 tokens, positions = zip(*map(inputs, states), strict=True)

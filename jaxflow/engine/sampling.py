@@ -28,9 +28,8 @@ class Sampling:
     temperature: float  # 0: greedy; log-probs are then those of the untempered distribution
     top_k: int  # keep the k most likely tokens; 0: off
     top_p: float  # keep the fewest tokens whose probabilities reach p (arXiv 1904.09751); 1: off
-    min_p: (
-        float  # keep tokens at least so likely as this times the most likely one (arXiv 2407.01082); 0: off
-    )
+    # Keep tokens at least so likely as this times the most likely one (arXiv 2407.01082); 0: off
+    min_p: float
     min_response_tokens: int  # so many tokens are drawn before one may end the response; 0: the first may
     max_response_tokens: int  # end token included
     end_ids: tuple[int, ...]  # a response ends with the first of these; empty: only at the limit

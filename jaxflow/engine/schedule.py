@@ -26,9 +26,8 @@ class Preparation:
     """Prompts that go through one prefill, the same number for each replica."""
 
     rows: np.ndarray  # int64 [blocks, n]: a row with each prompt, or EMPTY
-    places: (
-        np.ndarray
-    )  # int32 [blocks, n]: where its keys and values are kept until all its samples have started
+    # int32 [blocks, n]: where its keys and values are kept until all its samples have started
+    places: np.ndarray
     padded_length: int
 
 

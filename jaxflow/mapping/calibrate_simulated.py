@@ -48,9 +48,8 @@ _SLOTS, _POSITIONS, _STEPS = 128, 32, 8  # of a decode chunk, on each device
 _ATTENTION = (8, 256, 4)  # rows, positions, heads
 _HEAD_WIDTHS = (32, 128)
 _LOGITS = (2048, 128)
-_FASTEST = (
-    4.0  # times what memory gives: what caches can; where others disturbed, less may be left to explain
-)
+# Times what memory gives: what caches can; where others disturbed, less may be left to explain
+_FASTEST = 4.0
 _ARGUMENTS = 48  # arrays that a program of an update is given
 
 

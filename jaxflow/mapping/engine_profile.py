@@ -23,14 +23,12 @@ class EngineProfile:
     update_bytes: int  # per parameter that learns, beyond state and gradients, while the optimizer runs
     gradients_at_rest: bool  # their memory is never given back
     optimizer_over_data: bool  # data-parallel replicas share the optimizer's state out (ZeRO-1)
-    reduces_each_microbatch: (
-        bool  # gradients are summed over replicas in every micro-batch, not once per update
-    )
+    # Gradients are summed over replicas in every micro-batch, not once per update
+    reduces_each_microbatch: bool
     rollout_offloaded: bool  # generation weights leave the device while others compute
     one_mesh_per_pool: bool  # the models of a pool share its layout
-    generation_pipes: (
-        bool  # the search lets generation keep pipeline stages; else all their layers are gathered
-    )
+    # The search lets generation keep pipeline stages; else all their layers are gathered
+    generation_pipes: bool
     rows_divide: bool  # rows must split equally over replicas
     slots: bool  # decode reads a cache of all slots that grows by doubling, not each row's own length; a prompt's
     # samples share its prefill, which goes through a few prompts at a time

@@ -23,9 +23,8 @@ class RoleLoad:
     adapters: int = 0  # parameters that learn beside weights that do not; 0: the weights themselves learn
     base_bytes: int = 4  # per parameter, of weights beside adapters
     stays: bool = False  # it scores in the layout of training alone
-    validates: bool = (
-        False  # it also scores rows of validation, which pools of several hosts cut as in training
-    )
+    # It also scores rows of validation, which pools of several hosts cut as in training
+    validates: bool = False
     borrows: bool = False  # it keeps no weights: those that it generates with come from another pool
 
     @property

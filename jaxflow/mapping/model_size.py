@@ -15,9 +15,8 @@ class ModelSize:
     decoder: DecoderConfig
     parameters: int  # all
     vectors: int  # of these, in norms and scalar heads: whole on every device
-    layer_products: (
-        int  # weights of one layer that a token is multiplied with: of experts, those it is sent to
-    )
+    # Weights of one layer that a token is multiplied with: of experts, those it is sent to
+    layer_products: int
     layer_weights: int  # of one layer, all experts, those that layouts cut
     layer_experts: int  # of these, in experts: cut over the ranks of `expert` too
     head_products: int  # D·V, or D where the model ends in one number

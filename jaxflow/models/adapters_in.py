@@ -40,9 +40,8 @@ class AdapterFile:
 
     directory: Path
     scale: float  # of B·A
-    pairs: Mapping[
-        str, tuple[np.ndarray, np.ndarray]
-    ]  # name of the adapted tensor -> A [r, in] and B [out, r]
+    # Name of the adapted tensor -> A [r, in] and B [out, r]
+    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 def open_adapter(directory: Path, weights: Sequence[Weight]) -> AdapterFile:

@@ -23,34 +23,28 @@ class DecoderConfig:
     norm_epsilon: float = 1e-5
     tied_embeddings: bool = False  # the output head is the transposed embedding table
     compute_dtype: str = "float32"  # float32 | bfloat16, of activations; master weights stay float32
-    remat: bool = (
-        True  # recompute each layer from its input in the backward pass; off: keep products with weights
-    )
+    # Recompute each layer from its input in the backward pass; off: keep products with weights
+    remat: bool = True
     attention_bias: bool = False  # of query, key and value projections (Qwen2)
-    query_key_norm: bool = (
-        False  # RMSNorm of each head of queries and keys before the rotation (Qwen3, Gemma 3)
-    )
+    # RMSNorm of each head of queries and keys before the rotation (Qwen3, Gemma 3)
+    query_key_norm: bool = False
     norm_offset: bool = False  # norms scale by 1 + w (Gemma)
     post_norms: bool = False  # a norm also behind attention and behind the MLP (Gemma 2 and 3)
     activation: str = "silu"  # silu | gelu_tanh, of the MLP's gate
     embedding_scale: bool = False  # embeddings times sqrt(width), rounded to the compute dtype (Gemma)
-    query_scale: float = (
-        0.0  # scores are divided by its square root; 0: head_width (Gemma: query_pre_attn_scalar)
-    )
+    # Scores are divided by its square root; 0: head_width (Gemma: query_pre_attn_scalar)
+    query_scale: float = 0.0
     attention_softcap: float = 0.0  # c: scores s become c·tanh(s/c); 0: off (Gemma 2)
     logit_softcap: float = 0.0  # the same of the final logits; 0: off (Gemma 2)
     sliding_window: int = 0  # positions a local layer sees, its own included; 0: every layer sees all
-    global_every: int = (
-        0  # layer i (from 0) sees all where (i + 1) % this == 0; 0: with a window no layer does
-    )
+    # Layer i (from 0) sees all where (i + 1) % this == 0; 0: with a window no layer does
+    global_every: int = 0
     local_rope_theta: float = 0.0  # base of the local layers, unscaled; 0: theirs is the global one (Gemma 3)
-    rope_scaling: str = (
-        "none"  # none | linear (positions / rope_factor) | llama3 (low frequencies / rope_factor)
-    )
+    # None | linear (positions / rope_factor) | llama3 (low frequencies / rope_factor)
+    rope_scaling: str = "none"
     rope_factor: float = 1.0  # times the positions that the frequencies were made for
-    rope_low_frequency_factor: float = (
-        1.0  # llama3: turns in the original positions, slowed wholly up to here
-    )
+    # Llama3: turns in the original positions, slowed wholly up to here
+    rope_low_frequency_factor: float = 1.0
     rope_high_frequency_factor: float = 4.0  # llama3: turns in the original positions, untouched from here on
     rope_original_positions: int = 8192  # llama3: positions before the scaling
     experts: int = 0  # E, of which mlp_width is each one's F; 0: one dense MLP

@@ -10,9 +10,8 @@ from jaxtyping import Array, Float
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.layers import named_weight, turned_product
 
-PADDING_LOGIT = (
-    -1e30
-)  # of vocabulary rows that exist only to make the table divisible; finite keeps 0 · logit finite
+# Of vocabulary rows that exist only to make the table divisible; finite keeps 0 · logit finite
+PADDING_LOGIT = -1e30
 
 
 class TokenHead(nnx.Module):

@@ -26,9 +26,8 @@ class AttentionRule:
     scale: float  # of the scores
     softcap: float  # c: scores s become c·tanh(s/c); 0: off
     window: int  # positions that a local layer sees, its own included
-    local: (
-        bool | Bool[Array, ""]
-    )  # whether this layer is one; an array where layers of both kinds are scanned
+    # Whether this layer is one; an array where layers of both kinds are scanned
+    local: bool | Bool[Array, ""]
 
 
 Attend = Callable[[Array, Array, Array, AttentionRule, Any], tuple[Array, Any]]
@@ -93,9 +92,8 @@ def random_weight(
 class Turned:
     """A weight whose results are its rows, as products with few activations like it on a CPU (`turned_product`)."""
 
-    matrix: Float[
-        Array, "F D"
-    ]  # what is summed over is the second dimension, whatever the weight's own shape
+    # What is summed over is the second dimension, whatever the weight's own shape
+    matrix: Float[Array, "F D"]
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # of the weight
     summed: int = dataclasses.field(metadata={"static": True})  # its first dimensions, those summed over
 

@@ -46,7 +46,6 @@ class Unstacked:
 # The matrices of a layer, and how many dimensions their products sum over.
 _SUMMED = dict.fromkeys(("query", "key", "value", "gate", "up", "down"), 1) | {"output": 2}
 _TURNED_FROM = 1 << 18  # numbers: a weight that a core's cache holds gains nothing
-"""Of each layer its own weights: nested dicts of arrays without the leading axis."""
 
 
 class _Places:

@@ -36,9 +36,8 @@ class Refused:
 
     why: str
     instead: str  # what to do
-    placeholder: object = (
-        None  # written so that jaxflow refuses to run until it is mended; None: its default stands
-    )
+    # Written so that jaxflow refuses to run until it is mended; None: its default stands
+    placeholder: object = None
 
 
 Outcome = Is | Idle | Refused

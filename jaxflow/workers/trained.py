@@ -69,9 +69,8 @@ class TrainedModel:
         self._max_skipped_updates = max_skipped_updates
         self._state: TrainState | None = None
         self._base = ""  # directory of the weights beside adapters; empty: random ones
-        self.reference: Params | None = (
-            None  # frozen weights of the same decoder, where someone compares with them
-        )
+        # Frozen weights of the same decoder, where someone compares with them
+        self.reference: Params | None = None
 
     @property
     def params(self) -> Params:

@@ -36,9 +36,8 @@ def test_the_arithmetic_of_the_limit_is_that_of_the_traced_programs(load):
     seconds, _ = limit(load, batch, lengths, flops_rate=1.0, read_rate=math.inf)
     prefill, _ = limit(load, batch, 0 * lengths, flops_rate=1.0, read_rate=math.inf)
     heads = 4.0 * load.config.layers * load.config.heads * load.config.head_width
-    unseen = (
-        batch * heads * (positions - load.prompt_tokens - 1)
-    )  # the traced step attends to the whole cache
+    # The traced step attends to the whole cache
+    unseen = batch * heads * (positions - load.prompt_tokens - 1)
     assert count_flops(traced.jaxpr.jaxpr, 1) == pytest.approx(seconds - prefill + unseen, rel=0.01)
 
 

@@ -357,7 +357,8 @@ def _size(array: jax.ShapeDtypeStruct) -> int:
 _TARGETS = {
     "cpu": "compiled for simulated CPU devices: arguments and results are those of any backend, temporaries are this"
     " one's (it widens bfloat16 and has no fused attention)",
-    "gpu": "compiled for the real GPU without one: its temporaries are of XLA's attention, not cuDNN's",
+    "gpu": "compiled for the real GPU without one: its temporaries are of XLA's attention over whole"
+    " sequences, not cuDNN's, and what the kernel for single tokens multiplies is not counted",
 }
 
 

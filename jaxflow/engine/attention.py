@@ -1,19 +1,22 @@
 """The one place that picks how queries meet keys. Knows no model and no sampling.
 
-CPU and float32: XLA. GPU in half precision: cuDNN through `jax.nn.dot_product_attention` for whole sequences, but
-for scores with a soft-cap, which it has not. Each choice is logged once. Rows are right-padded, so causality alone
-keeps real queries from padded keys.
+CPU and float32: XLA. GPU in half precision: cuDNN through `jax.nn.dot_product_attention` for whole sequences, and for
+single tokens the decoding kernel that ships with JAX (decoding_kernel.py); but for scores with a soft-cap, which
+neither has. Each choice is logged once. Rows are right-padded, so causality alone keeps real queries from padded keys.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxflow.engine import decoding_kernel
+from jaxflow.engine.sharding import Layout
 from jaxflow.models.layers import Attend, AttentionRule
 
 _log = logging.getLogger(__name__)
@@ -132,7 +135,21 @@ def keeping(platform: str) -> Attend:
     return attend
 
 
-def one_token(platform: str, positions: Int[Array, "B"]) -> Attend:
+@functools.cache
+def _single_token_kernel(
+    platform: str, dtype: str, capped: bool, fits: bool
+) -> Callable[..., Float[Array, "B 1 N H"]] | None:
+    """Return what mixes single tokens, None being XLA."""
+    wanted = platform == "gpu" and dtype == "bfloat16" and not capped
+    choice = decoding_kernel.mix if wanted and fits and decoding_kernel.is_there() else None
+    kind = "soft-capped attention" if capped else "attention"
+    why = " (the cache does not suit the kernel)" if wanted and not fits else ""
+    name = "xla" if choice is None else "pallas"
+    _log.info("%s of single tokens on %s in %s: %s%s", kind, platform, dtype, name, why)
+    return choice
+
+
+def one_token(platform: str, positions: Int[Array, "B"], layout: Layout) -> Attend:
     """Return attention of one new token per row, written to its row's position, to that row's past."""
     # XLA's matrix products on CPU repack the keys for each call; those of a matrix and a vector read them where they
     # are, twice to three times as fast even though each query of a group reads them anew.
@@ -146,7 +163,14 @@ def one_token(platform: str, positions: Int[Array, "B"]) -> Attend:
             jax.vmap(write)(slot, new.swapaxes(1, 2), positions)
             for slot, new in zip(cache, (keys, values), strict=True)
         )
-        visible = _visible(positions[:, None, None], jnp.arange(key_cache.shape[2]), rule)
-        return _mix(queries, key_cache, value_cache, visible, rule, by_query), (key_cache, value_cache)
+        fits = decoding_kernel.fits(key_cache.shape, layout)
+        dtype = jnp.promote_types(queries.dtype, key_cache.dtype).name
+        kernel = _single_token_kernel(platform, dtype, rule.softcap > 0.0, fits)
+        if kernel is not None:
+            mixed = kernel(queries, key_cache, value_cache, positions, rule, layout)
+        else:
+            visible = _visible(positions[:, None, None], jnp.arange(key_cache.shape[2]), rule)
+            mixed = _mix(queries, key_cache, value_cache, visible, rule, by_query)
+        return mixed, (key_cache, value_cache)
 
     return attend

@@ -115,14 +115,15 @@ class Rotation:
             for tick in range(p):
                 tokens, positions = zip(*map(inputs, states), strict=True)
                 entering = self._backbone.start(
-                    tokens[tick][:, None], self._around(attention.one_token(self._platform, positions[tick]))
+                    tokens[tick][:, None],
+                    self._around(attention.one_token(self._platform, positions[tick], self._layout)),
                 )
                 slots, pairs[tick] = self._tick(
                     slots,
                     entering,
                     self._told(positions, tick)[..., None],
                     pairs[tick],
-                    lambda positions: attention.one_token(self._platform, positions[:, 0]),
+                    lambda positions: attention.one_token(self._platform, positions[:, 0], self._layout),
                 )
                 leaving = (tick + 1) % p
                 entered = now if leaving == 0 else before

@@ -13,11 +13,11 @@ import dataclasses
 import numpy as np
 
 from jaxflow.engine.batching import LENGTH_UNIT, ladder
+from jaxflow.engine.decoding_kernel import BLOCK_POSITIONS
 from jaxflow.engine.rows import EMPTY, block
 from jaxflow.engine.slots import Progress
 
 CAPACITY_UNIT = 256  # positions of the smallest cache that grows
-KERNEL_UNIT = 128
 _HALVINGS = 3  # of the slots, as the last sequences run on alone: each is a program of its own
 
 
@@ -66,7 +66,7 @@ def capacity(positions: int, longest: int) -> int:
 
 def rounded(positions: int) -> int:
     """Round a cache's length up to what kernels divide among them, where it is long enough for them."""
-    return positions if positions < CAPACITY_UNIT else -(-positions // KERNEL_UNIT) * KERNEL_UNIT
+    return positions if positions < CAPACITY_UNIT else -(-positions // BLOCK_POSITIONS) * BLOCK_POSITIONS
 
 
 class _Replica:

@@ -276,7 +276,7 @@ class SlotPrograms:
                     now.positions[:, None],
                     cache,
                     layers,
-                    self._around(attention.one_token(self._platform, now.positions)),
+                    self._around(attention.one_token(self._platform, now.positions, self._layout)),
                 )
                 return record(course, hidden[:, 0]), cache
 

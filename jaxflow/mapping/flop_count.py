@@ -16,7 +16,7 @@ def count_flops(jaxpr: jax.extend.core.Jaxpr, loop_trips: int) -> float:
     """Return 2 · (results) · (length summed over) of every product, over all devices.
 
     A `scan` says how often its body runs; a `while` does not: `loop_trips` says it for all of them. Of the branches
-    of a `cond` the dearest counts.
+    of a `cond` the dearest counts. A kernel (`pallas_call`) runs as often as its arguments say, and counts as nothing.
     """
     total = 0.0
     for equation in jaxpr.eqns:
@@ -25,7 +25,7 @@ def count_flops(jaxpr: jax.extend.core.Jaxpr, loop_trips: int) -> float:
             total += _product(equation)
         elif name == "cond":
             total += max(count_flops(branch.jaxpr, loop_trips) for branch in equation.params["branches"])
-        else:
+        elif name != "pallas_call":
             times = {"scan": equation.params.get("length", 1), "while": loop_trips}.get(name, 1)
             total += times * sum(count_flops(inner, loop_trips) for inner in _inner(equation))
     return total

@@ -5,14 +5,17 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from jaxflow.engine.attention import keeping, one_token, whole_sequence
+from jaxflow.engine.sharding import generation_layout
 from jaxflow.models.layers import AttentionRule
 
 B, T, N, K, H, S = 3, 6, 4, 2, 5, 9
 GENERATOR = np.random.default_rng(0)
 QUERIES = GENERATOR.normal(size=(B, T, N, H)).astype(np.float32)
 KEYS, VALUES = GENERATOR.normal(size=(2, B, T, K, H)).astype(np.float32)
+LAYOUT = generation_layout(tiny.ONE_DEVICE)
 PLAIN = AttentionRule(scale=H**-0.5, softcap=0.0, window=0, local=False)
 NEAR = AttentionRule(scale=0.3, softcap=0.7, window=3, local=True)
 
@@ -70,7 +73,7 @@ def test_one_token_per_row_sees_its_own_past_and_nothing_behind_it(rule, platfor
         poisoned[1][b, :, :position] = VALUES[b, :position].swapaxes(0, 1)
     rows = np.arange(B)
     new = [x[rows, positions][:, None] for x in (QUERIES, KEYS, VALUES)]
-    mixed, (keys, _) = one_token(platform, jnp.asarray(positions))(
+    mixed, (keys, _) = one_token(platform, jnp.asarray(positions), LAYOUT)(
         *new, rule, tuple(map(jnp.asarray, poisoned))
     )
     np.testing.assert_allclose(mixed[:, 0], by_hand(QUERIES, KEYS, VALUES, rule)[rows, positions], atol=1e-5)

@@ -204,7 +204,7 @@ def test_neither_the_number_of_slots_nor_the_length_of_a_chunk_moves_a_token(slo
 @pytest.mark.slow
 def test_neither_growing_caches_nor_slots_that_move_together_move_a_token(sampled, monkeypatch):
     monkeypatch.setattr(schedule, "CAPACITY_UNIT", 4)
-    monkeypatch.setattr(schedule, "KERNEL_UNIT", 1)
+    monkeypatch.setattr(schedule, "BLOCK_POSITIONS", 1)
     sizes = []
     resize = SlotPrograms.resize
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas
 
 from jaxflow.mapping.flop_count import count_flops
 
@@ -49,3 +50,11 @@ def test_a_gradient_is_two_products_more_and_remat_repeats_the_first(remat):
         return product(a).sum()
 
     assert flops(jax.grad(loss, argnums=(0, 1)), A, B) == (4 if remat else 3) * ONE
+
+
+def test_a_kernel_counts_as_nothing():
+    def kernel(a, b, result):
+        result[...] = a[...] @ b[...]
+
+    call = pallas.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct((3, 7), A.dtype))
+    assert flops(lambda a, b: call(a, b) + a @ b, A, B) == ONE

@@ -87,6 +87,7 @@ def pools_of(mapping: Mapping, roles: Sequence[str], cluster: ClusterConfig) -> 
                 tensor=layout.tensor,
                 generation_tensor=layout.generation_tensor,
                 pipe=layout.pipe,
+                generation_pipe=layout.generation_pipe,
                 expert=layout.expert,
             ),
             offload=placed.roles if placed.option.offload else (),

@@ -265,7 +265,10 @@ def _transition_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -
 def _rows_that_fit(load: RoleLoad, layout: Parallelism, setting: Setting, free: float) -> int:
     """Return the rows of a replica to generate at once: all, or equal rounds of what fits; 0 where none does."""
     rows = stages.replica_rows(layout, setting)
-    most = min(rows, int(free // memory.row_bytes(load, layout, setting)))
+    slots = int(free // memory.row_bytes(load, layout, setting))
+    if setting.engine.slots:
+        slots -= slots % layout.generation_pipe
+    most = min(rows, slots)
     if setting.workload.most_rows > 0:
         most = min(most, setting.workload.most_rows)
     if most < 1 or not setting.engine.slots:

@@ -226,24 +226,40 @@ def decode_step(
     """Return one step of `rows` running sequences, `context` cached positions each.
 
     max(weights / (g W η), 2 c N_ne / (g C η)) + cache / (g W η) + L (4 k + pointwise + 2 all-reduces) + head. With a
-    pipeline the rows go through it in p_g parts, each of which reads every stage's weights: p_g · (weights / g).
-    Of experts those are read that a token goes to: 1 − (1 − k/E)^tokens of them where the routing is even.
+    pipeline the rows go through it in p_g groups, each of which reads every stage's weights: p_g · (weights / g); a
+    stage has L / p_g layers, so a token still takes L of them, each for a p_g-th of the rows. What stages hand to each
+    other is `stage_hops`. Of experts those are read that a token goes to: 1 − (1 − k/E)^tokens of them where the
+    routing is even.
     """
     memory_speed = device.memory_bandwidth * device.bandwidth_efficiency
-    read = number_bytes * _read_weights(model, rows * experts.size, tensor, experts.size) / memory_speed
+    group = rows / pipe
+    read = number_bytes * _read_weights(model, group * experts.size, tensor, experts.size) / memory_speed
     arithmetic = forward_flops(model, rows, context) / (tensor * pipe)
     arithmetic /= device.matmul_flops * device.matmul_efficiency
     cache = rows * context * cache_bytes(model, number_bytes, tensor, pipe) / memory_speed
     vocabulary = model.head_products / model.decoder.width
-    sampling = 4.0 * _LOGIT_PASSES * rows * vocabulary / tensor / memory_speed
-    reduced = all_reduce(number_bytes * rows * model.decoder.width, where, device).times(2.0 * model.layers)
-    reduced += expert_exchange(model, rows, number_bytes, experts, device)
+    sampling = 4.0 * _LOGIT_PASSES * rows * vocabulary / (tensor * pipe) / memory_speed
+    reduced = all_reduce(number_bytes * group * model.decoder.width, where, device).times(2.0 * model.layers)
+    reduced += expert_exchange(model, group, number_bytes, experts, device)
     return Seconds(
         compute=max(0.0, arithmetic - read),
         memory=read + cache + sampling,
         links=reduced.links,
         latency=reduced.latency + model.layers * launches(device),
     )
+
+
+def stage_hops(numbers: float, number_bytes: int, stages: Span, device: DeviceProfile) -> Seconds:
+    """Return what generation's stages pass to each other in one tick, `numbers` of a group's hidden states: to the next
+    stage, each tensor rank its own copy, and from the last one to all, for each draws from a part of the vocabulary."""
+    if stages.size == 1:
+        return Seconds()
+    size = number_bytes * numbers
+    if stages.inside:
+        speed, alpha = device.link_bandwidth * device.link_efficiency, device.link_seconds
+    else:
+        speed, alpha = device.network_bandwidth * device.network_efficiency, device.network_seconds
+    return Seconds(links=size / speed, latency=alpha) + all_reduce(size, stages, device)
 
 
 def _read_weights(model: ModelSize, tokens: float, tensor: int, expert: int) -> float:
@@ -272,22 +288,27 @@ def transition_bytes(weights: float, training_ways: float, generation_ways: int)
 
 
 def transition(
-    weights: float, training_ways: float, generation_ways: int, devices_per_host: int, device: DeviceProfile
+    weights: float,
+    training_ways: float,
+    generation_ways: int,
+    devices_per_host: int,
+    device: DeviceProfile,
+    needed: float = 1.0,
 ) -> Seconds:
     """Return the time of a switch: bytes over the links of a host, or what the host lacks over its network.
 
     The replicas' ranks are neighbours, so a host already holds the shards of min(devices, t p f) of them; none where
-    `training_ways` is infinite: the weights are other devices'.
+    `training_ways` is infinite: the weights are other devices'. `needed` is the share of the weights that a host's
+    devices generate with: less than all where it has not every stage.
     """
     received = transition_bytes(weights, training_ways, generation_ways)
     if received <= 0.0:
         copied = 2.0 * weights / generation_ways
         return Seconds(memory=copied / (device.memory_bandwidth * device.bandwidth_efficiency))
     held = min(1.0, devices_per_host / training_ways)
-    needed = min(1.0, devices_per_host / generation_ways)
     inside = received / (device.link_bandwidth * device.link_efficiency)
     on_host = devices_per_host * device.network_bandwidth * device.network_efficiency
-    between = (needed - held) * weights / on_host
+    between = max(0.0, needed - held) * weights / on_host
     alpha = device.link_seconds if between == 0.0 else device.network_seconds
     return Seconds(links=max(inside, between), latency=alpha)
 

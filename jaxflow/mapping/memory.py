@@ -11,7 +11,7 @@ from jaxflow.engine.layout_rules import Parallelism
 from jaxflow.engine.schedule import rounded
 from jaxflow.mapping import cost
 from jaxflow.mapping.load import RoleLoad
-from jaxflow.mapping.stages import Setting, cut, prefills, replica_rows
+from jaxflow.mapping.stages import Setting, cut, prefills, replica_rows, slots_of
 
 _LOGIT_CHUNK_BYTES = 3 * (
     64 << 20
@@ -153,10 +153,11 @@ def rollout_weights(load: RoleLoad, layout: Parallelism, setting: Setting) -> fl
 
 def row_bytes(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
     """Return what one running row costs in generation: its cache, at its longest, and its logits."""
-    workload, tensor = setting.workload, layout.generation_tensor
+    workload = setting.workload
+    ways = layout.generation_tensor * layout.generation_pipe
     positions = rounded(workload.length) if setting.engine.slots else workload.length
     vocabulary = load.model.head_products / load.model.decoder.width
-    return positions * _position_bytes(load, layout, setting) + 12.0 * vocabulary / tensor
+    return positions * _position_bytes(load, layout, setting) + 12.0 * vocabulary / ways
 
 
 def _position_bytes(load: RoleLoad, layout: Parallelism, setting: Setting) -> float:
@@ -173,13 +174,15 @@ def prefill_bytes(load: RoleLoad, layout: Parallelism, setting: Setting) -> floa
         return 0.0
     workload = setting.workload
     _, prompts = prefills(replica_rows(layout, setting), workload)
-    tokens = prompts * workload.prompt_tokens
-    block = block_bytes(load, tokens, layout.generation_tensor, layout.expert, setting)
+    tokens = slots_of(prompts, layout, setting) * workload.prompt_tokens
+    group = tokens / layout.generation_pipe
+    block = block_bytes(load, group, layout.generation_tensor, layout.expert, setting)
     return tokens * _position_bytes(load, layout, setting) + block
 
 
 def generation(load: RoleLoad, layout: Parallelism, setting: Setting, rows: int) -> AtWork:
-    """Return what generating `rows` rows at once holds."""
+    """Return what generating `rows` rows at once holds, in as many slots as that takes."""
+    rows = slots_of(rows, layout, setting)
     positions = rounded(setting.workload.length) if setting.engine.slots else setting.workload.length
     cached = rows * positions * _position_bytes(load, layout, setting)
     return AtWork(

@@ -147,20 +147,20 @@ def _other_meshes(config: Config, vocabulary_size: int, roles: Sequence[str]) ->
         asked, devices = parallelism(pool.mesh), pool.hosts * pool.devices_per_host
         decoder = next(models[role] for role in pool.roles if role in models)
         for near in nearest_layouts(asked, devices, decoder, _LAYOUTS_TRIED):
-            if near.generation_pipe > 1:
-                continue
             mesh = MeshConfig(
                 data=near.data,
                 fsdp=near.fsdp,
                 tensor=near.tensor,
                 generation_tensor=near.generation_tensor,
                 pipe=near.pipe,
+                generation_pipe=near.generation_pipe,
                 expert=near.expert,
             )
             changed = dataclasses.replace(pool, mesh=mesh)
             yield Mend(
                 f"cluster.pools.{name}.mesh: data {mesh.data}, fsdp {mesh.fsdp}, tensor {mesh.tensor},"
-                f" generation_tensor {mesh.generation_tensor}, pipe {mesh.pipe}, expert {mesh.expert}",
+                f" generation_tensor {mesh.generation_tensor}, pipe {mesh.pipe}, generation_pipe"
+                f" {mesh.generation_pipe}, expert {mesh.expert}",
                 dataclasses.replace(
                     config,
                     cluster=dataclasses.replace(

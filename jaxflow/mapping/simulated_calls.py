@@ -89,24 +89,31 @@ def generate_seconds(load: RoleLoad, layout: Parallelism, setting: Setting, rows
     """Return all responses of a step, part by part: prompts prefilled once each, then a decode step for every token.
 
     Every response is as long as it may be, so all slots are taken until a round of rows is done. A chunk that is
-    read while the next one runs costs no more than its start.
+    read while the next one runs costs no more than its start. Stages of generation take a p_g-th of the rows at a time
+    (`stages.generate_seconds`).
     """
     workload, device = setting.workload, setting.device
     rows, tensor = replica_rows(layout, setting), layout.generation_tensor
+    pipe, width_of_rows = layout.generation_pipe, load.model.decoder.width
     rounds = cost.rounds_of(rows, rows_at_once)
-    running = math.ceil(rows / rounds)
+    running = math.ceil(rows / rounds / pipe)
     near = _near(layout, setting)
     where = span(tensor, layout.tensor // tensor, near)
+    apart = span(pipe, layout.tensor * layout.pipe // pipe, near)
     width = ladder(workload.prompt_tokens, LENGTH_UNIT)
     passes, prompts = prefills(rows, workload)
+    prompts, ticks = math.ceil(prompts / pipe), 2 * pipe - 1
     prefill = simulated.forward_layer(load.model, prompts * width, width, tensor, where, device)
+    handed = cost.stage_hops(prompts * width * width_of_rows, 4, apart, device)
+    prefill = prefill.times(load.model.layers * ticks / pipe) + handed.times(ticks)
     positions = mean_positions(workload, rounds)
     step = simulated.decode_layer(load.model, running, positions, tensor, where, device)
     step = step.times(load.model.layers)
-    step += simulated.draw(load.model, running, tensor, where, span(layout.devices, 1, near), device)
+    drawn = simulated.draw(load.model, running, tensor, where, span(layout.devices, 1, near), device)
+    step += (drawn + cost.stage_hops(running * width_of_rows, 4, apart, device)).times(pipe)
     chunks = math.ceil(workload.response_tokens / CHUNK_STEPS)
     programs = _PROGRAMS_OF_A_GENERATION + 2 * passes + rounds * (1 + chunks)
-    whole = prefill.times(load.model.layers * passes) + step.times(workload.response_tokens * rounds)
+    whole = prefill.times(passes) + step.times(workload.response_tokens * rounds)
     whole += Seconds(host=programs * device.dispatch_seconds)
     return whole.times(workload.parts * load.generations)
 

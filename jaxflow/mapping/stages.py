@@ -65,6 +65,12 @@ def _hop(numbers: float, layout: Parallelism, setting: Setting) -> Seconds:
     return Seconds(links=size / speed, latency=device.link_seconds if inside else device.network_seconds)
 
 
+def _stage_span(layout: Parallelism, setting: Setting) -> Span:
+    """Return where the stages of generation lie: between two of them are the ranks that were stages of training."""
+    apart = layout.pipe // layout.generation_pipe * layout.tensor
+    return span(layout.generation_pipe, apart, setting.devices_per_host)
+
+
 def _expert_span(layout: Parallelism, setting: Setting) -> Span:
     return span(layout.expert, layout.tensor * layout.pipe, setting.devices_per_host)
 
@@ -172,6 +178,19 @@ def replica_rows(layout: Parallelism, setting: Setting) -> int:
     return math.ceil(setting.workload.part_sequences / (layout.replicas * layout.micro_data))
 
 
+def host_share(layout: Parallelism, setting: Setting) -> float:
+    """Return the share of a model that a host's devices generate with: the stages that it has of p_g, a stage's
+    neighbours in training being of the same one in generation."""
+    stages_here = setting.devices_per_host / (layout.tensor * layout.pipe)
+    return min(1.0, max(stages_here, 1 / layout.generation_pipe))
+
+
+def slots_of(rows: int, layout: Parallelism, setting: Setting) -> int:
+    """Return the slots that hold so many rows of a replica: a multiple of the stages, whose groups are equal."""
+    unit = layout.generation_pipe if setting.engine.slots else 1
+    return -(-rows // unit) * unit
+
+
 def scoring_switch_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seconds:
     """Return the time in which a trained role's weights move to the generation layout for a pass."""
     size = setting.engine.weight_bytes * load.model.share(1, layout.expert)
@@ -181,6 +200,7 @@ def scoring_switch_seconds(load: RoleLoad, layout: Parallelism, setting: Setting
         layout.generation_tensor * layout.generation_pipe,
         setting.devices_per_host,
         setting.device,
+        host_share(layout, setting),
     )
 
 
@@ -251,7 +271,8 @@ def generate_seconds(load: RoleLoad, layout: Parallelism, setting: Setting, rows
     rows = replica_rows(layout, setting)
     if engine.slots:
         rounds = float(cost.rounds_of(rows, rows_at_once))
-        running, context = math.ceil(rows / rounds), mean_positions(workload, int(rounds))
+        running = slots_of(math.ceil(rows / rounds), layout, setting)
+        context = mean_positions(workload, int(rounds))
         passes, prompts = prefills(rows, workload)
     else:
         running, rounds = min(rows, rows_at_once), max(1.0, rows / rows_at_once)
@@ -260,19 +281,25 @@ def generate_seconds(load: RoleLoad, layout: Parallelism, setting: Setting, rows
     tensor, pipe = layout.generation_tensor, layout.generation_pipe
     where = _tensor_span(tensor, layout.tensor // tensor, setting)
     experts = _expert_span(layout, setting)
+    # p groups of the prompts pass the stages, and what is computed at 2p − 1 ticks is a p-th of a group's layers.
+    group = slots_of(prompts, layout, setting) / pipe * workload.prompt_tokens
+    ticks = 2 * pipe - 1
     prefill = cost.whole_pass(
         load.model,
-        prompts * workload.prompt_tokens,
+        group,
         workload.prompt_tokens / 2,
         engine.compute_bytes,
         tensor,
         where,
         device,
         experts,
-    ).times(1 / pipe)
+    ).times(ticks / pipe)
     step = cost.decode_step(
         load.model, running, context, engine.rollout_bytes, tensor, pipe, where, device, experts
     )
+    stages, width = _stage_span(layout, setting), load.model.decoder.width
+    prefill += cost.stage_hops(group * width, engine.compute_bytes, stages, device).times(ticks)
+    step += cost.stage_hops(running / pipe * width, engine.compute_bytes, stages, device).times(pipe)
     step += Seconds(host=engine.step_seconds + engine.row_seconds * running)
     made = prefill.times(passes) + step.times(rounds * workload.response_tokens)
     return made.times(load.generations * workload.parts)
@@ -292,5 +319,6 @@ def transition_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) ->
             layout.generation_tensor * layout.generation_pipe,
             setting.devices_per_host,
             setting.device,
+            host_share(layout, setting),
         )
     return taken

@@ -76,8 +76,19 @@ def test_a_decode_step_of_an_ideal_device_is_the_roofline(rows, context, millise
 def test_a_pipeline_does_not_read_weights_faster_but_its_cache():
     model = model_size(LLAMA_7B, True)
     one, two = (cost.decode_step(model, 64, 1024, 2, 1, pipe, ALONE, IDEAL).memory for pipe in (1, 2))
-    cache = 64 * 1024 * 524288 / 4.3e12
-    assert one - two == pytest.approx(cache / 2)
+    cache, logits = 64 * 1024 * 524288 / 4.3e12, 3 * 4 * 64 * 32000 / 4.3e12
+    assert one - two == pytest.approx((cache + logits) / 2)
+
+
+def test_stages_exchange_less_in_a_layer_and_hand_on_what_they_made():
+    model, ranks = model_size(LLAMA_7B, True), Span(2, 1)
+    one, four = (cost.decode_step(model, 64, 1024, 2, 2, pipe, ranks, IDEAL).links for pipe in (1, 4))
+    assert one == pytest.approx(4 * four)
+    # 16 rows' states to the next stage, and from the last one to all four by a sum over them.
+    handed = cost.stage_hops(16 * 4096, 2, Span(4, 1), IDEAL).links
+    assert handed == pytest.approx(16 * 4096 * 2 * (1 + 2 * 3 / 4) / 450e9)
+    assert cost.stage_hops(16 * 4096, 2, Span(4, 4), IDEAL).links > handed
+    assert cost.stage_hops(16 * 4096, 2, ALONE, IDEAL) == Seconds()
 
 
 def test_collectives_move_what_a_ring_moves():
@@ -132,6 +143,9 @@ def test_a_switch_between_hosts_waits_for_their_network():
     device = dataclasses.replace(IDEAL, network_bandwidth=25e9 / 8)
     assert cost.transition(140e9, 64, 8, 8, device).links == pytest.approx(4.9)
     assert cost.transition(14e9, 8, 8, 8, device).links == 0.0
+    # Its devices have one of two stages, whole as soon as they are together: nothing comes from the other host.
+    inside = 7e9 * (1 - 1 / 8) / 450e9
+    assert cost.transition(14e9, 16, 2, 8, device, needed=0.5).links == pytest.approx(inside)
 
 
 def test_a_pass_divides_over_tensor_ranks_but_for_its_exchanges():

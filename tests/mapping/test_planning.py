@@ -8,6 +8,7 @@ from good_config import ROLES, config, split_config
 
 from jaxflow import batch_algebra
 from jaxflow.checks import check
+from jaxflow.mapping.asked import parallelism
 from jaxflow.mapping.auto import chosen, mappings_of
 from jaxflow.mapping.mends import mends
 from jaxflow.mapping.plan import fits, make_plan
@@ -48,6 +49,14 @@ MIXTURE = {
 }
 
 
+STAGED = {
+    "cluster__devices__kind": "rtx-4090",
+    "cluster__devices__hosts": 8,
+    "cluster__devices__devices_per_host": 1,
+    "actor__model__layers": 32,
+}
+
+
 @pytest.mark.parametrize(
     "devices",
     [
@@ -57,6 +66,7 @@ MIXTURE = {
         {"rollout__parts": 4},
         FASTER,
         MIXTURE,
+        STAGED,
     ],
 )
 def test_what_the_search_chose_passes_all_checks_and_takes_its_seconds(devices):
@@ -71,6 +81,9 @@ def test_what_the_search_chose_passes_all_checks_and_takes_its_seconds(devices):
     assert plan.step_seconds == pytest.approx(best.seconds, rel=1e-9)
     assert {role for pool in plan.pools for role in pool.roles} == set(ROLES)
     assert chosen(asked, VOCABULARY, ROLES) == resolved
+    layouts = {parallelism(pool.mesh) for pool in resolved.cluster.pools.values()}
+    assert layouts == {layout for placed in best.sets for layout in placed.option.layouts}
+    assert devices is not STAGED or {layout.generation_pipe for layout in layouts} == {4}
 
 
 def test_a_plan_counts_what_the_placement_counts():

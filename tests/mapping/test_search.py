@@ -114,6 +114,20 @@ def test_every_algorithms_mapping_is_that_of_brute_force(models, decoder, device
     assert [m.seconds for m in found] == pytest.approx(sorted(expected.values()), rel=1e-9)
 
 
+def test_generation_keeps_stages_where_a_host_cannot_hold_all_layers():
+    deep = dataclasses.replace(SMALL, layers=8, vocabulary_size=1024)
+    small = DeviceGroup(dataclasses.replace(CARD, memory_bytes=1.0e9), 4, 2)
+    loads = actor(deep, 16, 2), frozen("reference", deep)
+    case = problem(JAXFLOW, small, loads=loads)
+    found = search(case, wanted=2)
+    assert [m.seconds for m in found] == pytest.approx(sorted(best_seconds(case).values()), rel=1e-9)
+    (generating,) = [placed.option for placed in found[0].sets if placed.option.rows > 0]
+    assert generating.layouts[0].generation_pipe > 1
+    gathered = dataclasses.replace(case, engine=dataclasses.replace(JAXFLOW, generation_pipes=False))
+    slower = search(gathered, wanted=1)
+    assert slower == () or slower[0].seconds > found[0].seconds
+
+
 @pytest.mark.parametrize(("roles", "count"), [(1, 1), (3, 5), (4, 15), (5, 52), (6, 203)])
 def test_partitions_are_bells_number_and_all_different(roles, count):
     found = list(partitions(roles))

@@ -56,6 +56,7 @@ def loads_of(config: Config, vocabulary_size: int, roles: Sequence[str]) -> tupl
 
 
 def _load(config: Config, role: str, decoder: DecoderConfig) -> RoleLoad:
+    kl = config.algorithm.kl
     responses = 2 if config.algorithm.name == _GREEDY_TOO else 1
     trained = {"actor": config.actor, **dict.fromkeys(CRITICS, config.critic)}
     settings = trained.get(role)
@@ -74,8 +75,13 @@ def _load(config: Config, role: str, decoder: DecoderConfig) -> RoleLoad:
         microbatch_tokens=settings.microbatch_tokens_per_device if settings is not None else 0,
         adapters=_adapter_parameters(role, decoder, adapters) if adapters is not None else 0,
         base_bytes=_NUMBER_BYTES[adapters.base_dtype] if adapters is not None else JAXFLOW.weight_bytes,
-        stays=role in taught_judges(config) or adapters is not None,
+        stays=role in taught_judges(config)
+        or adapters is not None
+        or (role == "actor" and kl.exact_in_rewards),
         validates=role in VALIDATING,
+        score_references=int(role == "actor" and kl.exact_in_rewards),
+        learn_references=int(role == "actor" and kl.exact_in_loss),
+        counts_choices=settings is not None and settings.router_aux_loss_coefficient > 0,
         borrows=role == "generator",
     )
 

@@ -25,7 +25,15 @@ class RoleLoad:
     stays: bool = False  # it scores in the layout of training alone
     # It also scores rows of validation, which pools of several hosts cut as in training
     validates: bool = False
+    score_references: int = 0  # frozen weights beside its own that pass over the same rows when it scores
+    learn_references: int = 0  # and in each pass that learns; both are the same weights
+    counts_choices: bool = False  # a pass before those that learn counts where a mixture's tokens go
     borrows: bool = False  # it keeps no weights: those that it generates with come from another pool
+
+    @property
+    def references(self) -> int:
+        """Count the frozen weights of its own size that it keeps beside its own."""
+        return max(self.score_references, self.learn_references)
 
     @property
     def learning_experts(self) -> int:

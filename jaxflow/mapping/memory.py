@@ -26,11 +26,12 @@ class AtRest:
     weights: float
     optimizer: float
     gradients: float
+    references: float = 0.0  # frozen weights that its own are compared with
 
     @property
     def total(self) -> float:
         """Return the sum."""
-        return self.weights + self.optimizer + self.gradients
+        return self.weights + self.optimizer + self.gradients + self.references
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,8 @@ def at_rest(load: RoleLoad, layout: Parallelism, setting: Setting) -> AtRest:
     weights = engine.weight_bytes * learning
     if load.adapters > 0:
         weights += load.base_bytes * numbers
-    return AtRest(weights, engine.optimizer_bytes * optimized, gradients)
+    references = engine.weight_bytes * load.references * numbers
+    return AtRest(weights, engine.optimizer_bytes * optimized, gradients, references)
 
 
 def parked(load: RoleLoad, rest: AtRest) -> float:

@@ -76,6 +76,7 @@ def _pool_lines(pool: PlannedPool) -> Iterator[str]:
         rest = model.rest
         kept = [f"{readable_bytes(int(rest.weights))} weights"]
         kept += [f"{readable_bytes(int(rest.optimizer))} optimizer"] if rest.optimizer > 0 else []
+        kept += [f"{readable_bytes(int(rest.references))} reference"] if rest.references > 0 else []
         waits = "; waits in host memory" if model.role in pool.offload else ""
         yield f"  {model.role:<11} {model.parameters:,} parameters → at rest per device {', '.join(kept)}{waits}"
 

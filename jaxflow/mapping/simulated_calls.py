@@ -54,7 +54,8 @@ def score_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seco
     work += simulated.head(load.model, tokens, layout.tensor * layout.pipe, where, device)
     work += _gathered(load, layout, setting)
     work += Seconds(host=device.dispatch_seconds)
-    return cost.pipelined(work, micro.microbatches, layout.pipe).times(workload.parts)
+    passes = cost.pipelined(work, micro.microbatches, layout.pipe)
+    return passes.times((1 + load.score_references) * workload.parts)
 
 
 def train_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seconds:
@@ -73,6 +74,8 @@ def train_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seco
     head = simulated.head(load.model, tokens, layout.tensor * layout.pipe, where, device)
     work += head.times(3.0)
     work += _gathered(load, layout, setting).times(3.0)
+    compared = forward.times(load.model.layers / layout.pipe) + _gathered(load, layout, setting)
+    work += (compared + head.times(2.0)).times(load.learn_references)
     learning = load.learning_share(ways, layout.expert)
     gradients = engine.gradient_bytes * learning
     work += simulated.gradient_sums(gradients, load.model.layers / layout.pipe, replicas, device)
@@ -82,6 +85,9 @@ def train_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seco
         + cost.optimizer_update(learning, device)
         + Seconds(host=_PROGRAMS_OF_AN_UPDATE * device.dispatch_seconds)
     )
+    if load.counts_choices:
+        counted = compared + Seconds(host=device.dispatch_seconds)
+        update += cost.pipelined(counted, micro.microbatches, layout.pipe)
     return update.times(load.updates)
 
 

@@ -93,12 +93,15 @@ def score_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seco
     ).times(1 / layout.pipe)
     work += cost.head_pass(load.model, tokens, layout.tensor * layout.pipe, device)
     work += _hop(tokens * load.model.decoder.width, layout, setting)
-    moving = _gather(load, layout, setting)
-    if layout.pipe > 1:  # gathered before the ticks
-        part = cost.pipelined(work, micro.microbatches, layout.pipe) + moving
-    else:
-        part = cost.overlapped(work, moving).times(micro.microbatches)
-    return part.times(workload.parts)
+    part = _passes(work, _gather(load, layout, setting), micro, layout)
+    return part.times((1 + load.score_references) * workload.parts)
+
+
+def _passes(work: Seconds, moving: Seconds, micro: Cut, layout: Parallelism) -> Seconds:
+    """Return forward passes over all micro-batches; a pipeline's weights are gathered once, before its ticks."""
+    if layout.pipe > 1:
+        return cost.pipelined(work, micro.microbatches, layout.pipe) + moving
+    return cost.overlapped(work, moving).times(micro.microbatches)
 
 
 def _gather(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seconds:
@@ -130,9 +133,12 @@ def train_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seco
     # Weights that do not learn need no gradients of their own: half the backward pass.
     backward = 2 if load.adapters == 0 else 1
     work = dataclasses.replace(forward.times(1 + backward + again), links=forward.links * (2 + again))
-    work += cost.head_pass(load.model, tokens, layout.tensor * layout.pipe, device).times(2 + backward)
-    work += _hop(tokens * load.model.decoder.width, layout, setting).times(2)
-    moving = _gather(load, layout, setting).times(2)
+    head = cost.head_pass(load.model, tokens, layout.tensor * layout.pipe, device)
+    hop, gather = _hop(tokens * load.model.decoder.width, layout, setting), _gather(load, layout, setting)
+    # Logits, a reference's too, are computed again in the backward pass.
+    work += head.times(2 + backward) + hop.times(2)
+    work += (forward + head.times(2) + hop).times(load.learn_references)
+    moving = gather.times(2 + load.learn_references)
     whole = layout.tensor * layout.pipe
     sharded = span(layout.fsdp, whole * layout.expert, setting.devices_per_host)
     gradient = engine.gradient_bytes * load.learning_share(whole, layout.expert)
@@ -151,6 +157,8 @@ def train_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seco
         + exchange
         + cost.optimizer_update(load.learning_share(ways, layout.expert), device)
     )
+    if load.counts_choices:
+        update += _passes(forward + hop, gather, micro, layout)
     return update.times(load.updates)
 
 

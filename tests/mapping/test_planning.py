@@ -8,7 +8,7 @@ from good_config import ROLES, config, split_config
 
 from jaxflow import batch_algebra
 from jaxflow.checks import check
-from jaxflow.mapping.asked import parallelism
+from jaxflow.mapping.asked import loads_of, parallelism
 from jaxflow.mapping.auto import chosen, mappings_of
 from jaxflow.mapping.mends import mends
 from jaxflow.mapping.plan import fits, make_plan
@@ -231,6 +231,20 @@ def test_a_policy_that_takes_the_samplers_word_does_not_score():
     )
     stages_of = [{call.stage for pool in plan.pools for call in pool.calls} for plan in (told, taken)]
     assert stages_of[0] - stages_of[1] == {"old_log_prob"}
+
+
+def test_what_is_compared_over_the_whole_vocabulary_is_planned():
+    kl = {"algorithm__kl__reward_estimator": "full", "algorithm__kl__loss_estimator": "full"}
+    asked = config(algorithm__kl__reward_coefficient=0.1, algorithm__kl__loss_coefficient=0.1, **kl)
+    rewards, both = dataclasses.replace(asked.algorithm.kl, loss_coefficient=0.0), asked.algorithm.kl
+    for rule, scoring, learning in ((rewards, 1, 0), (both, 1, 1)):
+        algorithm = dataclasses.replace(asked.algorithm, kl=rule)
+        loads = loads_of(dataclasses.replace(asked, algorithm=algorithm), VOCABULARY, ROLES)
+        policy, *others = sorted(loads, key=lambda load: load.role != "actor")
+        assert (policy.score_references, policy.learn_references, policy.stays) == (scoring, learning, True)
+        assert all(load.references == 0 and not load.counts_choices for load in others)
+    evened = config(actor__router_aux_loss_coefficient=0.01)
+    assert [load.role for load in loads_of(evened, VOCABULARY, ROLES) if load.counts_choices] == ["actor"]
 
 
 def test_mends_are_the_smallest_of_their_kind():

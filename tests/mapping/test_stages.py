@@ -6,7 +6,7 @@ import pytest
 from mapping.shapes import LLAMA_13B, TINY, actor, critic, frozen, work
 
 from jaxflow.engine.layout_rules import Parallelism
-from jaxflow.mapping import memory, stages
+from jaxflow.mapping import cost, memory, stages
 from jaxflow.mapping.devices import DEVICES
 from jaxflow.mapping.engine_profile import JAXFLOW, MEGATRON_VLLM
 from jaxflow.mapping.stages import Setting
@@ -64,6 +64,33 @@ def test_ranks_that_cut_experts_pass_tokens_for_gradients():
     tokens = 8 * 3 * 2 * many.layers * 7 * 2 * 16384 * many.width / saved
     assert replicas.links - experts.links == pytest.approx(exchanged - tokens, rel=1e-3)
     assert experts.compute == replicas.compute
+
+
+def test_weights_that_a_policy_is_compared_with_are_held_and_passed_through():
+    alone, here = actor(LLAMA_13B), layout(data=2, fsdp=2, tensor=4)
+    compared = dataclasses.replace(alone, score_references=1, learn_references=1)
+    kept = memory.at_rest(compared, here, HERE).total - memory.at_rest(alone, here, HERE).total
+    assert kept == pytest.approx(4 * alone.model.parameters / 8, rel=1e-3)
+    one, two = (stages.score_seconds(load, here, HERE).total for load in (alone, compared))
+    assert two == pytest.approx(2 * one)
+    # With remat the layers pass four times instead of thrice and once more, the head four times and twice more.
+    one, two = (stages.train_seconds(load, here, HERE).compute for load in (alone, compared))
+    layers, head = LLAMA_13B.layers * alone.model.layer_products, alone.model.head_products
+    products = 2 * 128 * 8 * 2048 / 16 * (layers + 2 * head)
+    attention = cost.attention_flops(alone.model, 128 * 8 * 2048 / 16, 1024)
+    device = HERE.device
+    expected = products / device.matmul_efficiency + attention / device.attention_efficiency
+    assert two - one == pytest.approx(expected / device.matmul_flops)
+
+
+def test_a_mixture_that_evens_out_its_load_counts_it_in_a_pass_of_its_own():
+    plain, here = actor(MIXTURE), layout(data=2, tensor=2)
+    counted = dataclasses.replace(plain, counts_choices=True)
+    one, two = (stages.train_seconds(load, here, HERE) for load in (plain, counted))
+    headless = dataclasses.replace(plain.model, head_products=0)
+    forward = stages.score_seconds(dataclasses.replace(plain, model=headless), here, HERE)
+    assert two.compute - one.compute == pytest.approx(forward.compute)
+    assert two.links - one.links == pytest.approx(forward.links)
 
 
 def test_the_papers_state_is_18_bytes_per_parameter():

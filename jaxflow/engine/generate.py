@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import operator
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -18,7 +21,8 @@ import numpy as np
 
 from jaxflow.engine.batching import LENGTH_UNIT, ladder, take
 from jaxflow.engine.course import Drawn
-from jaxflow.engine.rows import Rows
+from jaxflow.engine.lanes import lanes_of
+from jaxflow.engine.rows import Rows, block
 from jaxflow.engine.sampling import Sampling, StopTable
 from jaxflow.engine.schedule import Admission, Preparation, Schedule
 from jaxflow.engine.sharding import Layout
@@ -67,9 +71,17 @@ class Generator:
         dtype: str,
         sequences_per_device: int,
         chunk_steps: int = CHUNK_STEPS,
+        lanes: int | None = None,
     ):
-        """Generate with at most `sequences_per_device` rows of each replica running at a time."""
-        self._sequences_per_device = sequences_per_device
+        """Generate with at most `sequences_per_device` rows of each replica running at a time.
+
+        A device's rows are cut into `lanes`, which run side by side; None: as many as pay off (lanes.py).
+        Raises ValueError if there are several lanes and several devices.
+        """
+        if lanes is not None and lanes > 1 and layout.mesh.size > 1:
+            raise ValueError(f"{lanes} lanes on {layout.mesh.size} devices: lanes are of one device")
+        self._sequences_per_device, self._lanes = sequences_per_device, lanes
+        self._model, self._layout = model, layout
         self._rows = Rows(layout.mesh, layout.axes["batch"])
         self._programs = SlotPrograms(model, layout, dtype, chunk_steps)
         self._effort = NO_EFFORT
@@ -118,21 +130,41 @@ class Generator:
         everyones = self._rows.gather(np.stack([prompts.lengths, limits, _repeats(prompts)], axis=1))
         if everyones[:, 1].min() < 1:
             raise ValueError("a response has at least one token: a limit is less")
-        schedule = Schedule(
-            *everyones.T,
-            blocks=self._rows.blocks,
-            slots=self._sequences_per_device,
-            prefill_tokens=PREFILL_TOKENS,
-            chunk_steps=self._programs.chunk_steps,
-            unit=self._programs.groups,
-        )
         address = Address(np.uint32(seed), np.int32(step), np.int32(purpose))
-        call = _Call(self._programs, self._rows, schedule, weights, prompts, sampling, address, stops)
-        rollout = call.run(policy_updates, clock)
-        self._effort += Effort(
-            clock.seconds, int(schedule.drawn.sum()), schedule.slot_steps, schedule.prefill_tokens
-        )
-        return rollout
+        cut = self._in_lanes(prompts, everyones)
+        schedules = [
+            Schedule(
+                *numbers.T,
+                blocks=self._rows.blocks,
+                slots=-(-self._sequences_per_device // len(cut)),
+                prefill_tokens=PREFILL_TOKENS,
+                chunk_steps=self._programs.chunk_steps,
+                unit=self._programs.groups,
+            )
+            for _, numbers in cut
+        ]
+        told = (self._programs, self._rows, weights, sampling, address, stops)
+        calls = [
+            _Call(*told, lane, given, schedule)
+            for lane, ((given, _), schedule) in enumerate(zip(cut, schedules, strict=True))
+        ]
+        rollouts = _side_by_side([functools.partial(call.run, policy_updates, clock) for call in calls])
+        for schedule in schedules:
+            drawn = int(schedule.drawn.sum())
+            self._effort += Effort(0.0, drawn, schedule.slot_steps, schedule.prefill_tokens)
+        self._effort += Effort(clock.seconds, 0, 0, 0)
+        return _joined(rollouts, sampling.pad_id)
+
+    def _in_lanes(self, prompts: Prompts, numbers: np.ndarray) -> list[tuple[Prompts, np.ndarray]]:
+        """Cut a call's rows, and what everyone knows of them, into lanes: blocks of neighbours."""
+        total = len(numbers)
+        lanes, at_a_time = self._lanes, min(self._sequences_per_device, total)
+        if lanes is None:
+            lanes = lanes_of(self._model.config, self._layout, at_a_time)
+        if lanes == 1:
+            return [(prompts, numbers)]
+        blocks = [block(total, lanes, lane) for lane in range(lanes)]
+        return [(_part(prompts, rows), numbers[rows]) for rows in blocks if rows.start < rows.stop]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,21 +177,22 @@ class _Chunk:
 
 
 class _Call:
-    """One call on its way: what runs on the devices, and what has come back."""
+    """A lane of a call on its way: what runs on the devices, and what has come back."""
 
     def __init__(
         self,
         programs: SlotPrograms,
         rows: Rows,
-        schedule: Schedule,
         weights: Unstacked,
-        prompts: Prompts,
         sampling: Sampling,
         address: Address,
         stops: StopTable | None,
+        lane: int,
+        prompts: Prompts,
+        schedule: Schedule,
     ):
         self._programs, self._rows, self._schedule = programs, rows, schedule
-        self._weights, self._prompts = weights, prompts
+        self._weights, self._prompts, self._lane = weights, prompts, lane
         self._sampling, self._address = sampling, address
         self._stops = stops
         self._prepared = programs.prompts(rows.blocks * schedule.places, schedule.width)
@@ -172,7 +205,7 @@ class _Call:
         schedule, steps = self._schedule, self._programs.chunk_steps
         flight: collections.deque[_Chunk] = collections.deque()
         while schedule.waiting.any() or schedule.longest_left > len(flight) * steps:
-            if clock.is_over(int(schedule.drawn.sum())):
+            if clock.is_over(self._lane, int(schedule.drawn.sum())):
                 break
             self._admit()
             size = schedule.resize(len(flight))
@@ -252,6 +285,7 @@ class _Clock:
     def __init__(self, allowance: Allowance, rows: Rows):
         self._allowance, self._rows = allowance, rows
         self._started = time.monotonic()
+        self._tokens: dict[int, int] = {}  # that each lane has
         self.runs = allowance.tokens > 0 or allowance.seconds > 0
 
     @property
@@ -259,9 +293,10 @@ class _Clock:
         """Return how many have passed."""
         return time.monotonic() - self._started
 
-    def is_over(self, tokens: int) -> bool:
-        """Return whether so many tokens are enough, or any process has waited long enough. Collective."""
-        if 0 < self._allowance.tokens <= tokens:
+    def is_over(self, lane: int, tokens: int) -> bool:
+        """Return whether a lane's tokens and others' are enough, or any process has waited long enough. Collective."""
+        self._tokens[lane] = tokens
+        if 0 < self._allowance.tokens <= sum(list(self._tokens.values())):
             return True
         limit = self._allowance.seconds
         return limit > 0 and self._rows.any(self.seconds >= limit)
@@ -313,6 +348,46 @@ class _Answers:
             policy_updates=np.full(len(lengths), policy_updates, np.int32),
             stopped=stopped,
         )
+
+
+def _part(prompts: Prompts, rows: slice) -> Prompts:
+    """Return some of the prompts."""
+    return dataclasses.replace(
+        prompts,
+        tokens=prompts.tokens[rows],
+        lengths=prompts.lengths[rows],
+        sequence_ids=prompts.sequence_ids[rows],
+        own_seeds=prompts.own_seeds[rows],
+        groups=prompts.groups[rows],
+        rows=prompts.rows[rows],
+    )
+
+
+def _side_by_side(calls: Sequence[Callable[[], Rollout]]) -> list[Rollout]:
+    """Run calls, each in a thread of its own where there are several, and return what they return."""
+    if len(calls) == 1:
+        return [calls[0]()]
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return [running.result() for running in [threads.submit(call) for call in calls]]
+
+
+def _joined(rollouts: Sequence[Rollout], pad_id: int) -> Rollout:
+    """Return the rows of all rollouts at the widest one's length."""
+    width = max(rollout.tokens.shape[1] for rollout in rollouts)
+
+    def rows(*parts: np.ndarray, padding: int = 0) -> np.ndarray:
+        wide = [
+            np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=padding)
+            if part.ndim == 2
+            else part
+            for part in parts
+        ]
+        return np.concatenate(wide)
+
+    if len(rollouts) == 1:
+        return rollouts[0]
+    tokens = rows(*(rollout.tokens for rollout in rollouts), padding=pad_id)
+    return dataclasses.replace(jax.tree.map(rows, *rollouts), tokens=tokens)
 
 
 def _repeats(prompts: Prompts) -> np.ndarray:

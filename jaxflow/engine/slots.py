@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import threading
 from collections.abc import Sequence
 
 import jax
@@ -84,6 +85,7 @@ class SlotPrograms:
     def __init__(self, model: Model, layout: Layout, dtype: str, chunk_steps: int):
         self._model, self._layout, self._dtype = model, layout, dtype
         self._chunk_steps = chunk_steps
+        self._dispatching = threading.Lock()  # of lanes that need a program first at once, one compiles it
         by_row, caches = layout.sharding(("batch",)), cache_sharding(layout)
         slots = Slots(by_row, caches)
         self._platform = layout.mesh.devices.flat[0].platform
@@ -128,11 +130,13 @@ class SlotPrograms:
 
         Nothing else is computed: a sequence decodes its prompt's last token itself, and so draws its first one.
         """
-        return self._prefill(weights, prepared, tokens, places)
+        with self._dispatching:
+            return self._prefill(weights, prepared, tokens, places)
 
     def start(self, slots: Slots, prepared: Cache, starts: Starts) -> Slots:
         """Put sequences into slots, which are used up; those that share a prompt have copies of one prefill."""
-        return self._start(slots, prepared, starts)
+        with self._dispatching:
+            return self._start(slots, prepared, starts)
 
     def resize(self, slots: Slots, origins: Array, positions: int) -> Slots:
         """Return slots whose sequences come from these old ones, numbered within each replica, EMPTY at the end.
@@ -140,11 +144,15 @@ class SlotPrograms:
         The old slots are let go layer by layer: at most one layer's keys and values exist twice.
         """
         old = collections.deque(slots.cache)
-        sequences = self._chosen(slots.sequences, origins)
+        with self._dispatching:
+            sequences = self._chosen(slots.sequences, origins)
         del slots
         new: list[tuple[Array, Array]] = []
         while old:
-            new += self._moved_layer(tuple(old.popleft() for _ in range(self.groups)), origins, positions)
+            layer = tuple(old.popleft() for _ in range(self.groups))
+            with self._dispatching:
+                new += self._moved_layer(layer, origins, positions)
+            del layer
         return Slots(sequences, tuple(new))
 
     def decode(
@@ -161,7 +169,8 @@ class SlotPrograms:
         A chunk ends early when nothing runs, or when enough slots are free for the sequences that wait, of which
         `waiting` says how many each replica has.
         """
-        return self._decode(weights, slots, waiting, address, stops, sampling=sampling)
+        with self._dispatching:
+            return self._decode(weights, slots, waiting, address, stops, sampling=sampling)
 
     def _empty(self, rows: int, positions: int) -> Cache:
         return empty_cache(self._model.config, rows, positions, self._dtype, self._layout)

@@ -202,6 +202,26 @@ def test_neither_the_number_of_slots_nor_the_length_of_a_chunk_moves_a_token(slo
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lanes", [2, 3])
+def test_lanes_draw_the_tokens_of_one_and_share_its_budget(lanes, sampled):
+    layout = generation_layout(tiny.mesh_of(SINGLE))
+    params = tiny.weights(tiny.LANGUAGE_MODEL, layout)
+    generator = Generator(tiny.LANGUAGE_MODEL, layout, "float32", 6, chunk_steps=4, lanes=lanes)
+    asked = (params, PROMPTS, SAMPLING, 0, 0, 0)
+    assert_same_rollout(generator(*asked, policy_updates=0), sampled)
+    assert generator.take_effort().response_tokens == sampled.response_mask.sum()
+    budget = int(sampled.response_mask.sum()) // 2
+    cut = generator(*asked, policy_updates=0, allowance=Allowance(budget, 0.0))
+    assert budget <= cut.response_mask.sum() < budget + lanes * 6 * 4
+    assert cut.stopped.any() and not (cut.stopped & cut.finished).any()
+
+
+def test_several_lanes_are_of_one_device():
+    layout = generation_layout(tiny.mesh_of((2, 1, 1, 1)))
+    with pytest.raises(ValueError, match="2 lanes on 2 devices"):
+        Generator(tiny.LANGUAGE_MODEL, layout, "float32", 4, lanes=2)
+
+
 def test_neither_growing_caches_nor_slots_that_move_together_move_a_token(sampled, monkeypatch):
     monkeypatch.setattr(schedule, "CAPACITY_UNIT", 4)
     monkeypatch.setattr(schedule, "BLOCK_POSITIONS", 1)

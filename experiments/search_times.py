@@ -11,6 +11,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 
+from jaxflow.mapping.asked import SCORING_ORDER
 from jaxflow.mapping.auto import FREEDOM
 from jaxflow.mapping.devices import DEVICES, DeviceGroup
 from jaxflow.mapping.engine_profile import JAXFLOW, MEGATRON_VLLM, EngineProfile
@@ -86,6 +87,7 @@ def _load(role: str, decoder: DecoderConfig) -> RoleLoad:
         minibatch_sequences=128 if trained else 0,
         microbatch_tokens=16384,
         validates=role in VALIDATING,
+        turn=SCORING_ORDER.index(role),
     )
 
 

@@ -33,6 +33,8 @@ from jaxflow.placement import (
 from jaxflow.types import UserError
 
 _GREEDY_TOO = "remax"  # the algorithm whose baseline is a second, greedy response
+# In this order scripts ask roles of a rollout (dataflow/): a pool makes all parts of one call before the next one.
+SCORING_ORDER = ("reward", "cost", "critic", "cost_critic", "reference", "actor")
 _NUMBER_BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -82,6 +84,7 @@ def _load(config: Config, role: str, decoder: DecoderConfig) -> RoleLoad:
         score_references=int(role == "actor" and kl.exact_in_rewards),
         learn_references=int(role == "actor" and kl.exact_in_loss),
         counts_choices=settings is not None and settings.router_aux_loss_coefficient > 0,
+        turn=SCORING_ORDER.index(role) if role in SCORING_ORDER else len(SCORING_ORDER),
         borrows=role == "generator",
     )
 

@@ -17,8 +17,9 @@ from jaxflow.mapping.layouts import Freedom, generation_layouts, training_layout
 from jaxflow.mapping.load import RoleLoad
 from jaxflow.mapping.stages import Setting
 
-Figures = tuple[float, float, float, float]
-"""Seconds of generation, preparation and training, and those until the first part is generated."""
+Figures = tuple[float, float, float, float, float]
+"""Seconds of generation, preparation and training, those until the first part is generated, and those of preparation
+that are left when the last part is there, if not more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,7 @@ class SetOption:
 
     stages: tuple[float, float, float]  # seconds in generation, preparation, training
     first: float  # of generation's seconds, those until the first part of the rows is there
+    tail: float  # of preparation's, those that are left when the last part is there, if not more
     devices: int
     layouts: tuple[Parallelism, ...]  # of each role
     rows: int  # generated at once by each replica; 0 where no role of the set generates
@@ -42,7 +44,7 @@ class SetOption:
     @property
     def figures(self) -> Figures:
         """Return in what another option may be better."""
-        return *self.stages, self.first
+        return *self.stages, self.first, self.tail
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,7 @@ class RoleCost:
     parked: float  # of these, what can wait in host memory: until it scores if it is frozen, until it learns if not
     scoring_work: float  # beyond what is at rest; 0 where it does not score
     training_work: float
+    turn: int
     generation_scoring: bool = False  # it scores in the layout's generation sizes
 
 
@@ -80,7 +83,15 @@ def role_cost(
     rest = memory.at_rest(load, own.resting, setting)
     waiting = memory.parked(load, rest)
     return RoleCost(
-        layout, scoring, training, rest.total, waiting, scoring_work, training_work, generation_scoring
+        layout,
+        scoring,
+        training,
+        rest.total,
+        waiting,
+        scoring_work,
+        training_work,
+        load.turn,
+        generation_scoring,
     )
 
 
@@ -94,6 +105,15 @@ def room(setting: Setting) -> float:
     return setting.device.memory_bytes * setting.engine.memory_share
 
 
+def tail_seconds(scoring: Iterable[tuple[int, float]], parts: int) -> float:
+    """Return what is left of preparation when the last of K parts is there: of the role that is called first a K-th,
+    of the others all, for a pool makes every part of a call before the next call. Takes (turn, seconds) of each."""
+    calls = sorted(call for call in scoring if call[1] > 0.0)
+    if not calls:
+        return 0.0
+    return calls[0][1] / parts + sum(seconds for _, seconds in calls[1:])
+
+
 def set_options(
     loads: Sequence[RoleLoad], devices: int, setting: Setting, freedom: Freedom, group: int
 ) -> list[SetOption]:
@@ -104,7 +124,7 @@ def set_options(
         fastest = [min(costs, key=lambda cost: cost.preparation) for costs in table]
         if _beaten(_least_stages(loads, fastest, generator, setting), kept):
             continue
-        choices = _choices(table, freedom)
+        choices = _choices(table, freedom, setting)
         for costs in choices:
             if len(choices) > 1 and _beaten(_least_stages(loads, costs, generator, setting), kept):
                 continue
@@ -121,9 +141,11 @@ def set_options(
     return undominated(kept)
 
 
-def _choices(table: Sequence[Sequence[RoleCost]], freedom: Freedom) -> list[tuple[RoleCost, ...]]:
+def _choices(
+    table: Sequence[Sequence[RoleCost]], freedom: Freedom, setting: Setting
+) -> list[tuple[RoleCost, ...]]:
     """Return one cost of each role, without combinations that another one beats in everything."""
-    figures = functools.partial(_figures, offload=freedom.offload)
+    figures = functools.partial(_figures, offload=freedom.offload, parts=setting.workload.parts)
     chosen: list[tuple[RoleCost, ...]] = [()]
     for costs in table:
         chosen = [(*some, cost) for some in chosen for cost in costs]
@@ -134,10 +156,11 @@ def _choices(table: Sequence[Sequence[RoleCost]], freedom: Freedom) -> list[tupl
 
 def _beaten(figures: Figures, by: Sequence[SetOption]) -> bool:
     """Return whether one of these is nowhere slower."""
-    generation, preparation, training, first = figures
+    generation, preparation, training, first, tail = figures
     for other in by:
         a, b, c = other.stages
-        if a <= generation and b <= preparation and c <= training and other.first <= first:
+        no_slower = a <= generation and b <= preparation and c <= training
+        if no_slower and other.first <= first and other.tail <= tail:
             return True
     return False
 
@@ -155,7 +178,9 @@ def _least_stages(
     for cost in costs:
         preparation += cost.preparation
         training += cost.training
-    return generation, preparation, training, generation / setting.workload.parts
+    parts = setting.workload.parts
+    tail = tail_seconds(((cost.turn, cost.preparation) for cost in costs), parts)
+    return generation, preparation, training, generation / parts, preparation if generation > 0 else tail
 
 
 def undominated(options: Iterable[SetOption]) -> list[SetOption]:
@@ -185,13 +210,13 @@ def cost_set(
     kept = rest - sum(cost.parked for cost in costs) if offload else rest
     generation, first, rows, held = 0.0, 0.0, 0, 0.0
     parts = setting.workload.parts
-    preparation = sum(cost.preparation for cost in costs)
     training = sum(cost.training for cost in costs)
+    scoring = []
     for load, cost in zip(loads, costs, strict=True):
+        fetched = cost.parked / setting.device.host_bandwidth if offload and not load.trained else 0.0
+        scoring.append((load.turn, cost.preparation + fetched))
         if offload and load.trained:
             training += 2 * cost.parked / setting.device.host_bandwidth
-        elif offload:
-            preparation += cost.parked / setting.device.host_bandwidth
         if load.generations > 0 and generator is not None:
             weights = memory.rollout_weights(load, generator, setting)
             weights += memory.prefill_bytes(load, generator, setting)
@@ -206,9 +231,11 @@ def cost_set(
                 held = memory.rollout_weights(load, generator, setting)
     if not _passes_fit(loads, costs, offload, kept, held, limit):
         return None
+    preparation = sum(seconds for _, seconds in scoring)
     return SetOption(
         stages=(generation, preparation, training),
         first=first,
+        tail=preparation if rows > 0 else tail_seconds(scoring, parts),
         devices=costs[0].layout.devices,
         layouts=_layouts(loads, costs, generator, setting),
         rows=rows,
@@ -321,7 +348,7 @@ def _own_meshes(loads: Sequence[RoleLoad], devices: int, setting: Setting, freed
     What is summed and what is not to be exceeded only grows with every role, so a combination of some roles that is
     beaten stays so with the others beside it.
     """
-    figures = functools.partial(_figures, offload=freedom.offload)
+    figures = functools.partial(_figures, offload=freedom.offload, parts=setting.workload.parts)
     chosen: list[tuple[RoleCost, ...]] = [()]
     for load in loads:
         if load.generations == 0:
@@ -341,7 +368,7 @@ def _own_meshes(loads: Sequence[RoleLoad], devices: int, setting: Setting, freed
             yield [(cost,) for cost in (*costs[:position], own, *costs[position:])], generator
 
 
-def _figures(costs: Sequence[RoleCost], offload: bool) -> tuple[float, ...]:
+def _figures(costs: Sequence[RoleCost], offload: bool, parts: int) -> tuple[float, ...]:
     """Return in what one combination of layouts can be better than another."""
     if not costs:
         return ()
@@ -352,6 +379,8 @@ def _figures(costs: Sequence[RoleCost], offload: bool) -> tuple[float, ...]:
         max(cost.scoring_work for cost in costs),
         max(cost.training_work for cost in costs),
     )
+    if parts > 1:
+        always = (*always, tail_seconds(((cost.turn, cost.preparation) for cost in costs), parts))
     if not offload:
         return always
     return (
@@ -387,6 +416,6 @@ def _generating(
 
     def figures(entry: tuple[RoleCost, Parallelism]) -> tuple[float, ...]:
         switch = _transition_seconds(load, entry[1], setting)
-        return (*_figures(entry[:1], freedom.offload), switch)
+        return (*_figures(entry[:1], freedom.offload, setting.workload.parts), switch)
 
     return tuple(entry for group in alike.values() for entry in _unbeaten(group, figures))

@@ -28,6 +28,7 @@ class RoleLoad:
     score_references: int = 0  # frozen weights beside its own that pass over the same rows when it scores
     learn_references: int = 0  # and in each pass that learns; both are the same weights
     counts_choices: bool = False  # a pass before those that learn counts where a mixture's tokens go
+    turn: int = 0  # of those that score on one pool, who is called before whom
     borrows: bool = False  # it keeps no weights: those that it generates with come from another pool
 
     @property

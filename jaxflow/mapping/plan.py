@@ -235,7 +235,7 @@ def calls(
     rows: int,
     offload: Sequence[str],
 ) -> Iterator[PlannedCall]:
-    """Yield the calls of a pool's roles in the order of a step; a critic learns before the policy."""
+    """Yield the calls of a pool's roles in the order that a step makes them; a critic learns before the policy."""
     controller = call_seconds.controller_seconds(layout, setting)
     in_parts = controller.times(setting.workload.parts)
     parked = _parked(layouts, setting, offload)
@@ -246,7 +246,7 @@ def calls(
             yield PlannedCall(load.role, "transition", 0, switch)
             made = call_seconds.generate_seconds(load, layout, setting, rows)
             yield PlannedCall(load.role, "gen", 0, made + in_parts)
-    for one in layouts:
+    for one in sorted(layouts, key=lambda one: one.load.turn):
         load = one.load
         if load.scores > 0:
             once = call_seconds.score_seconds(one, setting) + in_parts

@@ -96,6 +96,7 @@ def _whole_group(problem: Problem, index: int) -> list[Mapping]:
                     option = SetOption(
                         stages=(0.0, 0.0, 0.0),
                         first=0.0,
+                        tail=0.0,
                         devices=devices,
                         layouts=(generator,) * len(problem.loads),
                         rows=1,

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import heapq
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from jaxflow.engine.layout_rules import Parallelism
 from jaxflow.mapping import memory
@@ -61,27 +62,28 @@ class Mapping:
         return sum(self.stages)
 
 
-Progress = tuple[float, float, float, float, float]
+Progress = tuple[float, float, float, float, float, float]
 """Of some sets the slowest seconds each: until the first part is generated, until all is, of preparation by the set
-that generates and by others, of training."""
+that generates and by others, of the latter's what is left when the last part is there, of training."""
 
 
 def progress(option: SetOption) -> Progress:
     """Return what one set takes."""
     generation, preparation, training = option.stages
     if option.rows > 0:
-        return option.first, generation, preparation, 0.0, training
-    return 0.0, 0.0, 0.0, preparation, training
+        return option.first, generation, preparation, 0.0, 0.0, training
+    return 0.0, 0.0, 0.0, preparation, option.tail, training
 
 
-def joined(made: Progress, parts: int) -> tuple[float, float, float]:
+def joined(made: Progress) -> tuple[float, float, float]:
     """Return the stages of a step in which sets work at the same time.
 
     The set that generates prepares when it has generated all. Others begin with the first part, and cannot end before
-    the last one is there and prepared: S seconds of them in K parts end at max(first + S, all + S / K).
+    the last one is there and the role that is called first has prepared it, and then the others all: S seconds, of
+    which S' are that role's, in K parts end at max(first + S, all + S' / K + S − S').
     """
-    first, generation, own, others, training = made
-    preparation = max(own, others / parts, others - (generation - first))
+    first, generation, own, others, tail, training = made
+    preparation = max(own, tail, others - (generation - first))
     return generation, preparation, training
 
 
@@ -132,8 +134,7 @@ class Search:
         self._sizes = tuple(pool_sizes(group) for group in problem.cluster)
         self._settings = tuple(problem.setting(group) for group in range(len(problem.cluster)))
         self._tables: dict[tuple[tuple[int, ...], int], Table] = {}
-        self._scored: dict[tuple, _Scored | None] = {}
-        self.parts = problem.workload.parts
+        self._scored: dict[tuple, tuple[_Scored, ...]] = {}
 
     def run(self, among: Sequence[tuple[tuple[int, ...], ...]] | None = None) -> tuple[Mapping, ...]:
         """Return the best mappings of each partition (of these, or of all), the fastest first; none if none fits."""
@@ -184,35 +185,44 @@ class Search:
             front = grown
         return Table(tuple(steps))
 
-    def scoring(self, frozen: tuple[tuple[int, ...], ...], remaining: tuple[int, ...]) -> _Scored | None:
-        """Return the least time in which frozen sets can score on what remains; None where they do not fit.
+    def scoring(self, frozen: tuple[tuple[int, ...], ...], remaining: tuple[int, ...]) -> tuple[_Scored, ...]:
+        """Return how fast frozen sets can score on what remains: what nothing else beats; empty if they do not fit.
 
         The slowest of them counts, so each is asked for no more than the others need anyway.
         """
         if not frozen:
-            return _Scored(0.0, ())
+            return (_Scored(0.0, 0.0, ()),)
         if (frozen, remaining) not in self._scored:
-            self._scored[frozen, remaining] = self._score(frozen, remaining)
+            self._scored[frozen, remaining] = _fastest(self._score(frozen, remaining))
         return self._scored[frozen, remaining]
 
-    def _score(self, frozen: tuple[tuple[int, ...], ...], remaining: tuple[int, ...]) -> _Scored | None:
+    def _score(self, frozen: tuple[tuple[int, ...], ...], remaining: tuple[int, ...]) -> Iterator[_Scored]:
         block, *others = frozen
-        best: _Scored | None = None
         for group, left in enumerate(remaining):
             for size, options in self.table(block, group).steps:
                 if size > left:
                     break
-                rest = self.scoring(tuple(others), (*remaining[:group], left - size, *remaining[group + 1 :]))
-                option = min(options, key=lambda one: one.stages[1])
-                if rest is None:
-                    continue
-                seconds = max(option.stages[1], rest.seconds)
-                if best is None or seconds < best.seconds:
-                    best = _Scored(seconds, ((block, option, size), *rest.chosen))
-        return best
+                rests = self.scoring(
+                    tuple(others), (*remaining[:group], left - size, *remaining[group + 1 :])
+                )
+                for rest, option in itertools.product(rests, options):
+                    yield _Scored(
+                        max(option.stages[1], rest.seconds),
+                        max(option.tail, rest.tail),
+                        ((block, option, size), *rest.chosen),
+                    )
 
 
-_NEVER = (math.inf,) * 5
+def _fastest(found: Iterable[_Scored]) -> tuple[_Scored, ...]:
+    """Keep what nothing beats in both figures; of equals the first that came."""
+    kept: list[_Scored] = []
+    for one in sorted(found, key=lambda one: (one.seconds, one.tail)):
+        if not kept or one.tail < kept[-1].tail:
+            kept.append(one)
+    return tuple(kept)
+
+
+_NEVER = (math.inf,) * 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +254,7 @@ class Table:
 @dataclasses.dataclass(frozen=True)
 class _Scored:
     seconds: float
+    tail: float
     chosen: tuple[tuple[tuple[int, ...], SetOption, int], ...]
 
 
@@ -262,11 +273,11 @@ class _Allocation:
 
     def best(self):
         """Return (seconds, stages, option and devices of each set), or None where nothing is below the bound."""
-        self._place(0, self._search.devices, (0.0,) * 5, ())
+        self._place(0, self._search.devices, (0.0,) * 6, ())
         return self._found
 
     def _seconds(self, made: Progress) -> float:
-        return sum(joined(made, self._search.parts))
+        return sum(joined(made))
 
     def _place(self, index: int, remaining: tuple[int, ...], made: Progress, chosen: tuple) -> None:
         if index == len(self._moving):
@@ -294,16 +305,15 @@ class _Allocation:
         return self._seconds(least) if math.inf not in least else math.inf
 
     def _finish(self, remaining: tuple[int, ...], made: Progress, chosen: tuple) -> None:
-        scored = self._search.scoring(self._frozen, remaining)
-        if scored is None:
-            return
-        first, generation, own, others, training = made
-        whole = joined((first, generation, own, max(others, scored.seconds), training), self._search.parts)
-        total = sum(whole)
-        if total < self._bound:
-            self._bound = total
-            placed = (*chosen, *scored.chosen)
-            self._found = (total, whole, {block: (option, size) for block, option, size in placed})
+        first, generation, own, others, tail, training = made
+        for scored in self._search.scoring(self._frozen, remaining):
+            slowest = (first, generation, own, max(others, scored.seconds), max(tail, scored.tail), training)
+            whole = joined(slowest)
+            total = sum(whole)
+            if total < self._bound:
+                self._bound = total
+                placed = (*chosen, *scored.chosen)
+                self._found = (total, whole, {block: (option, size) for block, option, size in placed})
 
 
 _UNCUT = Parallelism(data=1, fsdp=1, tensor=1, generation_tensor=1, pipe=1, generation_pipe=1)

@@ -52,9 +52,9 @@ class _Task:
 def timeline(pools: Sequence[Pool], parts: int, shared: bool) -> Iterator[Span]:
     """Yield when each call of a step runs, the step's start at 0, in the order of their starts.
 
-    Responses are generated in `parts` calls; each is scored by every role as it is there, where the policy's own pool
-    has no more to generate. What is learned waits for every score. With `shared` cores k pools at work each get a
-    k-th of them.
+    Responses are generated in `parts` calls; each is scored as it is there, where the policy's own pool has no more to
+    generate; a pool makes all parts of one role's scores before the next role's. What is learned waits for every score.
+    With `shared` cores k pools at work each get a k-th of them.
     """
     queues = {pool.name: deque(_tasks(pool, parts)) for pool in pools}
     unmade, unscored = _outstanding(queues)
@@ -85,8 +85,8 @@ def _tasks(pool: Pool, parts: int) -> Iterator[_Task]:
     )
     yield from (_Task(pool.name, call, call.alone, 0) for call in generating if call.stage == "transition")
     for calls in ([call for call in generating if call.stage != "transition"], scoring):
-        for part in range(parts):
-            yield from (_Task(pool.name, call, call.alone / parts, part) for call in calls)
+        for call in calls:  # a call's parts are handed to the pool all at once
+            yield from (_Task(pool.name, call, call.alone / parts, part) for part in range(parts))
     yield from (_Task(pool.name, call, call.alone, -1) for call in learning)
 
 

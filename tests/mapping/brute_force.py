@@ -49,8 +49,8 @@ def allowed(load, layout, devices, setting, uses_generation):
 
 
 def stage_seconds(loads, chosen, setting, apart, offload=False):
-    """Return what a set takes in these layouts: the switch, generation, preparation and training; None where a phase
-    does not fit. Of `apart` each role scores in the layout's generation sizes."""
+    """Return what a set takes in these layouts: the switch, generation, each role's scores in their order, and
+    training; None where a phase does not fit. Of `apart` each role scores in the layout's generation sizes."""
     limit = setting.device.memory_bytes * setting.engine.memory_share
     scoring = [one.generating if load in apart else one for load, one in zip(loads, chosen, strict=True)]
     resting = [
@@ -63,7 +63,8 @@ def stage_seconds(loads, chosen, setting, apart, offload=False):
     ]
     rest = sum(kept.weights + kept.optimizer + kept.gradients for kept in resting) - sum(waiting)
     parts = setting.workload.parts
-    switch = generation = preparation = training = held = 0.0
+    switch = generation = training = held = 0.0
+    prepared = []
     for load, one in zip(loads, chosen, strict=True):
         call = call_seconds.controller_seconds(one, setting).total
         if load.generations > 0:
@@ -85,13 +86,13 @@ def stage_seconds(loads, chosen, setting, apart, offload=False):
     for load, one, scored, away in zip(loads, chosen, scoring, waiting, strict=True):
         call = call_seconds.controller_seconds(one, setting).total
         if load.scores > 0:
-            preparation += away / setting.device.host_bandwidth * (not load.trained)
+            moved = away / setting.device.host_bandwidth * (not load.trained)
             once = stages.score_seconds(load, scored, setting).total + parts * call
             fetched = 0.0 if load.trained else away
             if load in apart and load.trained:
                 once += parts * stages.scoring_switch_seconds(load, one, setting).total
                 fetched += memory.scoring_copy(load, one, setting)
-            preparation += load.scores * once
+            prepared.append((load.turn, moved + load.scores * once))
             if rest + held + fetched + memory.scoring(load, scored, setting).total > limit:
                 return None
         if load.trained:
@@ -100,20 +101,22 @@ def stage_seconds(loads, chosen, setting, apart, offload=False):
             beside = 0.0 if load.generations > 0 else held
             if rest + away + beside + memory.training(load, one, setting).total > limit:
                 return None
-    return switch, generation, preparation, training
+    return switch, generation, [seconds for _, seconds in sorted(prepared)], training
 
 
 def step_seconds(vectors, parts):
-    """Return how long sets that work at the same time take, part by part: others score one beside the next."""
+    """Return how long sets that work at the same time take, part by part: the role that another pool calls
+    first scores one beside the next, the roles after it when it is done."""
     arrivals = []
     for switch, generation, _, _ in vectors:
         if generation > 0.0:
             arrivals = [switch + generation * (part + 1) / parts for part in range(parts)]
     ended = [arrivals[-1]]
-    for _, generation, preparation, _ in vectors:
+    for _, generation, prepared, _ in vectors:
         free = 0.0
-        for arrival in arrivals:
-            free = max(free, arrivals[-1] if generation > 0.0 else arrival) + preparation / parts
+        for seconds in prepared:
+            for arrival in arrivals:
+                free = max(free, arrivals[-1] if generation > 0.0 else arrival) + seconds / parts
         ended.append(free)
     return max(ended) + max(training for *_, training in vectors)
 

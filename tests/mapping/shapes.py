@@ -1,5 +1,6 @@
 """Decoders and loads that the mapping's tests share."""
 
+from jaxflow.mapping.asked import SCORING_ORDER
 from jaxflow.mapping.load import RoleLoad, Workload
 from jaxflow.mapping.model_size import model_size
 from jaxflow.models.decoder_config import DecoderConfig
@@ -19,14 +20,20 @@ def work(sequences=1024, prompt=1024, response=1024, most_rows=0) -> Workload:
 
 def actor(decoder=TINY, minibatch=128, updates=8) -> RoleLoad:
     """Return the load of a policy that scores once."""
-    return RoleLoad("actor", model_size(decoder, True), True, 1, 1, updates, minibatch, 16384)
+    return _load("actor", decoder, True, 1, updates, minibatch)
 
 
 def critic(decoder=TINY, minibatch=128, updates=8) -> RoleLoad:
     """Return the load of a value model."""
-    return RoleLoad("critic", model_size(decoder, False), True, 0, 1, updates, minibatch, 16384)
+    return _load("critic", decoder, True, 0, updates, minibatch)
 
 
 def frozen(role="reference", decoder=TINY) -> RoleLoad:
     """Return the load of a model that scores once and never learns."""
-    return RoleLoad(role, model_size(decoder, role == "reference"), False, 0, 1, 0, 0, 16384)
+    return _load(role, decoder, False, 0, 0, 0)
+
+
+def _load(role, decoder, trained, generations, updates, minibatch) -> RoleLoad:
+    size = model_size(decoder, role in ("actor", "reference"))
+    turn = SCORING_ORDER.index(role)
+    return RoleLoad(role, size, trained, generations, 1, updates, minibatch, 16384, turn=turn)

@@ -73,7 +73,7 @@ def remax(decoder) -> tuple:
 def safe_rlhf(decoder) -> tuple:
     """Return Safe-RLHF's models: policy, reference, reward and cost with a critic each."""
     learners = actor(decoder, 16, 2), critic(decoder, 16, 2)
-    cost_critic = dataclasses.replace(learners[1], role="cost_critic")
+    cost_critic = dataclasses.replace(learners[1], role="cost_critic", turn=3)
     return (*learners, cost_critic, *(frozen(role, decoder) for role in ("reference", "reward", "cost")))
 
 
@@ -137,7 +137,7 @@ def test_partitions_are_bells_number_and_all_different(roles, count):
 
 def six(decoder) -> tuple:
     """Return Safe-RLHF's models: policy, reference, reward and cost with a critic each."""
-    cost_critic = dataclasses.replace(critic(decoder), role="cost_critic")
+    cost_critic = dataclasses.replace(critic(decoder), role="cost_critic", turn=3)
     return (
         actor(decoder),
         critic(decoder),

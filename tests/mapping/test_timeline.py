@@ -5,6 +5,8 @@ import itertools
 import pytest
 from good_config import split_config
 
+from jaxflow.dataflow import DATAFLOWS
+from jaxflow.mapping.asked import SCORING_ORDER
 from jaxflow.mapping.cost import Seconds
 from jaxflow.mapping.plan import PlannedCall, PlannedPool
 from jaxflow.mapping.timeline import timeline
@@ -42,6 +44,39 @@ def test_parts_are_scored_while_others_are_generated(parts, learning, end):
     for name in ("policy", "judges"):
         mine = sorted((span.started, span.started + span.seconds) for span in spans if span.pool == name)
         assert all(before[1] <= after[0] + 1e-9 for before, after in itertools.pairwise(mine))
+
+
+def test_a_pool_makes_every_part_of_a_call_before_its_next_call():
+    """As a run does: a call's parts are handed over at once, and a pool takes what it is given in order."""
+    policy, judges = (
+        pool("policy", call("gen", 0, 4.0)),
+        pool("judges", call("reward", 1, 2.0), call("ref", 1, 2.0)),
+    )
+    spans = [span for span in timeline((policy, judges), 2, shared=False) if span.pool == "judges"]
+    # A first half from 2 on, the second from 4 on, and only then the other role: 7, where part by part ended at 6.
+    assert [(span.name, span.started) for span in spans] == [
+        ("reward", 2.0),
+        ("reward", 4.0),
+        ("ref", 5.0),
+        ("ref", 6.0),
+    ]
+
+
+@pytest.mark.parametrize("name", ["ppo", "remax", "grpo", "safe_rlhf"])
+def test_scores_are_asked_for_in_the_order_that_plans_assume(name):
+    asked = []
+
+    class Recorder:
+        def __init__(self, role):
+            self.role = role
+
+        def __getattr__(self, method):
+            return lambda *_: asked.append((self.role, method))
+
+    DATAFLOWS[name]({role: Recorder(role) for role in DATAFLOWS[name].cast}, None)
+    scored = [role for role, method in asked if method in ("score", "values", "log_probs")]
+    assert scored == sorted(scored, key=SCORING_ORDER.index)
+    assert set(scored) == set(SCORING_ORDER) & set(DATAFLOWS[name].cast)
 
 
 def test_pools_on_the_same_cores_take_turns():

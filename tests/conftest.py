@@ -5,6 +5,9 @@ import pathlib
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of a test's time is LLVM's on programs that run for milliseconds: without optimisation that is half as much.
+# Which operations a program is made of, and in which order, is decided before LLVM.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 

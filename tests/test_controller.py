@@ -77,7 +77,9 @@ def test_a_step_that_bypasses_the_scoring_of_its_own_policy_learns_the_same(stra
     assert bypassed["training/rollout_log_probs_diff_max"] == 0.0
     gaps = {name for name in scored if name.startswith("training/rollout_")}
     for name in scored.keys() - gaps - {name for name in scored if name.startswith("val-")}:
-        assert bypassed[name] == pytest.approx(scored[name], rel=5e-3, abs=2e-3), name
+        # Where no reward differs, gradients are what rounding leaves, and Adam's steps are as long as ever.
+        near = 1e-2 if name == "actor/ppo_kl" else 2e-3
+        assert bypassed[name] == pytest.approx(scored[name], rel=5e-3, abs=near), name
 
 
 def test_a_run_is_told_in_plain_lines(straight):

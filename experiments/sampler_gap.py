@@ -15,7 +15,9 @@ import dataclasses
 import datetime
 import itertools
 import json
+import os
 import pathlib
+import platform
 from collections.abc import Sequence
 
 import jax
@@ -53,7 +55,6 @@ class Row:
     log_probs_gap_max: float
     entropy_mean: float
     tokens: int
-    date: str
 
 
 def _prompts(vocabulary: int) -> Prompts:
@@ -75,7 +76,10 @@ def measure(name: str, rollout_dtype: str, compute_dtype: str) -> Row:
     sampled_with, _ = transition(params, generation.weights(model.names), rollout_dtype)
     sampling = Sampling(1.0, 0, 1.0, 0.0, 0, RESPONSE_TOKENS, end_ids=(), pad_id=0)
     generator = Generator(model, generation, rollout_dtype, SEQUENCES)
-    rollout = generator(sampled_with, _prompts(config.vocabulary_size), sampling, 0, 0, 0, policy_updates=0)
+    weights = generator.unstacked(sampled_with, keep=params)
+    rollout = generator.generate(
+        weights, _prompts(config.vocabulary_size), sampling, seed=0, step=0, purpose=0, policy_updates=0
+    )
     scorer = Scorer(model, training, SEQUENCES * (PROMPT_TOKENS + RESPONSE_TOKENS), 1.0)
     scored = scorer.log_probs(params, rollout.tokens, rollout.lengths, rollout.response_mask)
     gap = np.abs(rollout.rollout_log_probs - scored.log_probs)[rollout.response_mask]
@@ -87,8 +91,17 @@ def measure(name: str, rollout_dtype: str, compute_dtype: str) -> Row:
         log_probs_gap_max=float(gap.max()),
         entropy_mean=float(-rollout.rollout_log_probs[rollout.response_mask].mean()),
         tokens=int(rollout.response_mask.sum()),
-        date=datetime.date.today().isoformat(),
     )
+
+
+def hardware() -> dict[str, str | int]:
+    """Return what the figures were made on."""
+    return {
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -99,18 +112,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=pathlib.Path, help="write the rows to this file")
     flags = parser.parse_args(arguments)
     jax.config.update("jax_platforms", "cpu")
-    dtypes = ("float32", "bfloat16")
-    rows = [
-        measure(name, *pair) for name, pair in itertools.product(MODELS, itertools.product(dtypes, dtypes))
-    ]
+    dtypes, rows = ("float32", "bfloat16"), []
     print("model rollout.dtype compute_dtype  mean gap   max gap   entropy  (nats)")
-    for row in rows:
+    for name, *pair in itertools.product(MODELS, dtypes, dtypes):
+        row = measure(name, *pair)
         print(
             f"{row.model:5} {row.rollout_dtype:13} {row.compute_dtype:13} {row.log_probs_gap_mean:9.2e} "
-            f"{row.log_probs_gap_max:9.2e} {row.entropy_mean:9.2f}"
+            f"{row.log_probs_gap_max:9.2e} {row.entropy_mean:9.2f}",
+            flush=True,
         )
+        rows.append(row)
     if flags.json is not None:
-        table = [dataclasses.asdict(row) for row in rows]
+        header = {"date": datetime.date.today().isoformat(), "hardware": hardware()}
+        table = {**header, "rows": [dataclasses.asdict(row) for row in rows]}
         flags.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 

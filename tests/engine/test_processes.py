@@ -1,7 +1,10 @@
 """Two processes of two devices do what one process of four does: rows, weights and files."""
 
 import dataclasses
+import itertools
 import pathlib
+import types
+from unittest import mock
 
 import jax
 import numpy as np
@@ -9,7 +12,8 @@ import pytest
 import tiny
 import worlds
 
-from jaxflow.engine.generate import Generator
+from jaxflow.engine import generate
+from jaxflow.engine.generate import UNLIMITED, Allowance, Generator
 from jaxflow.engine.sampling import Sampling
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import generation_layout, training_layout
@@ -23,8 +27,11 @@ pytestmark = pytest.mark.slow  # every program is compiled for two worlds
 # Between them every axis spans both processes, and generation's rows do; whole runs on others are in
 # tests/workers/test_placements.py.
 MESHES = {"data2_fsdp2": (2, 2, 1, 1), "tensor4_to_1": (1, 1, 4, 1)}
+ROWS = 11  # no number of blocks divides it
 # Several micro-batches of one or two shapes: compiling is what these tests' time goes into.
-TOKENS_PER_DEVICE, SEQUENCES_PER_DEVICE = 96, 6
+TOKENS_PER_DEVICE, SEQUENCES_PER_DEVICE, CHUNK_STEPS = 96, 6, 4
+# Looked at before each chunk: two are made, and then one process finds its time over, or all that enough is drawn.
+ALLOWANCES = {"rollout_": UNLIMITED, "late_": Allowance(0, 2.5), "spent_": Allowance(ROWS * 2, 0.0)}
 SAMPLING = Sampling(
     temperature=1.3,
     top_k=0,
@@ -36,7 +43,6 @@ SAMPLING = Sampling(
     pad_id=0,
 )
 POLICY = tiny.policy_loss(kl_estimator="k2")
-ROWS = 11  # no number of blocks divides it
 PROMPTS, BATCH = tiny.prompts(ROWS, longest=8), tiny.experience(ROWS)
 BATCH = dataclasses.replace(BATCH, lengths=np.maximum(BATCH.lengths, 25))
 TRANSFORMATION = tiny.optimizer().transformation()
@@ -73,6 +79,13 @@ def named(result, prefix):
     return {prefix + name: leaf for name, leaf in vars(result).items() if leaf is not None}
 
 
+def clock_of_the_last_process():
+    """A second passes at every look, but on the last process alone."""
+    looks = itertools.count()
+    last = jax.process_index() == jax.process_count() - 1
+    return types.SimpleNamespace(monotonic=lambda: float(next(looks)) if last else 0.0)
+
+
 def story(sizes, training_rows, generation_rows, save_to, restore_from):
     """Generate, score, update twice, save, restore: all that this process sees of it."""
     process = jax.process_index()
@@ -84,13 +97,15 @@ def story(sizes, training_rows, generation_rows, save_to, restore_from):
     batch = tiny.rows_of(BATCH, mine)
     asked = (batch.tokens, batch.lengths, batch.response_mask)
 
-    generator = Generator(policy, generation, "float32", SEQUENCES_PER_DEVICE)
-    rollout_params = moved(lambda tree: tree, params, generation, policy)
-    prompts = tiny.prompt_rows(PROMPTS, generated)
-    told = named(
-        generator(rollout_params, prompts, SAMPLING, seed=0, step=0, purpose=0, policy_updates=0),
-        "rollout_",
-    )
+    generator = Generator(policy, generation, "float32", SEQUENCES_PER_DEVICE, CHUNK_STEPS)
+    weights = generator.unstacked(moved(lambda tree: tree, params, generation, policy), keep=params)
+    prompts, told = tiny.prompt_rows(PROMPTS, generated), {}
+    for prefix, allowance in ALLOWANCES.items():
+        with mock.patch.object(generate, "time", clock_of_the_last_process()):
+            rollout = generator.generate(
+                weights, prompts, SAMPLING, 0, 0, 0, policy_updates=0, allowance=allowance
+            )
+        told |= named(rollout, prefix)
 
     told |= named(Scorer(policy, training, TOKENS_PER_DEVICE, 0.7).log_probs(params, *asked), "score_")
     scorer = Scorer(critic, training, TOKENS_PER_DEVICE, 1.0)
@@ -111,26 +126,36 @@ def of_prefix(told, prefix):
     return {name.removeprefix(prefix): leaf for name, leaf in told.items() if name.startswith(prefix)}
 
 
+def assert_rows_of(one, generated, told, prefix):
+    """A process has these rows of what one process has of all, in a rollout."""
+    for place, row in enumerate(generated):
+        length = one[f"{prefix}lengths"][row]
+        assert told[f"{prefix}lengths"][place] == length
+        for name in ("tokens", "response_mask"):
+            expected = one[prefix + name][row, :length]
+            np.testing.assert_array_equal(told[prefix + name][place, :length], expected)
+        for name in ("rollout_log_probs", "behaviour_log_probs"):
+            expected = one[prefix + name][row, :length]
+            np.testing.assert_allclose(told[prefix + name][place, :length], expected, atol=1e-5)
+    for name in ("finished", "stopped"):
+        np.testing.assert_array_equal(told[prefix + name], one[prefix + name][generated])
+
+
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
 def test_two_processes_do_what_one_does(sizes, tmp_path):
     layout = training_layout(tiny.mesh_of(sizes))
     axes = (layout.axes["batch"], generation_layout(layout.mesh).axes["batch"])
     shares = [[worlds.rows_of_process(p, 2, sizes, over, ROWS) for p in range(2)] for over in axes]
     one = story(sizes, [range(ROWS)], [range(ROWS)], tmp_path / "one", None)
+    drawn = one["late_lengths"] - PROMPTS.lengths
+    assert one["late_stopped"].any() and (drawn[one["late_stopped"]] == 2 * CHUNK_STEPS).all()
+    assert one["spent_stopped"].any() and not one["rollout_stopped"].any()
     both = worlds.run(story, 2, 2, tmp_path, sizes, *shares, str(tmp_path / "two"), str(tmp_path / "one"))
 
     for process, told in enumerate(both):
         generated, mine = shares[1][process], shares[0][process]
-        for place, row in enumerate(generated):
-            length = one["rollout_lengths"][row]
-            assert told["rollout_lengths"][place] == length
-            for name in ("tokens", "response_mask"):
-                expected = one[f"rollout_{name}"][row, :length]
-                np.testing.assert_array_equal(told[f"rollout_{name}"][place, :length], expected)
-            for name in ("rollout_log_probs", "behaviour_log_probs"):
-                expected = one[f"rollout_{name}"][row, :length]
-                np.testing.assert_allclose(told[f"rollout_{name}"][place, :length], expected, atol=1e-5)
-        np.testing.assert_array_equal(told["rollout_finished"], one["rollout_finished"][generated])
+        for prefix in ALLOWANCES:
+            assert_rows_of(one, generated, told, prefix)
         for name in ("log_probs", "entropy", "values"):
             np.testing.assert_allclose(told[f"score_{name}"], one[f"score_{name}"][mine], atol=1e-5)
         for name, value in of_prefix(one, "report_").items():

@@ -15,8 +15,9 @@ from jaxflow.data.source import load_tokenizer
 from jaxflow.dataflow import load_dataflow
 from jaxflow.mapping.asked import groups_of
 from jaxflow.mapping.planning import plan_config
+from jaxflow.mapping.program_table import describe_programs
 from jaxflow.mapping.report import describe_plan, plan_json
-from jaxflow.plan_programs import compile_plan, describe_programs, provide_devices
+from jaxflow.plan_programs import compile_plan, provide_devices
 from jaxflow.tracking.timeline import Timeline, gantt
 from jaxflow.types import UserError
 

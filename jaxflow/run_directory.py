@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
+from jaxflow.durable import sync_folder
 from jaxflow.types import UserError
 
 FORMAT = 1  # of manifest.json; a reader refuses a newer one. The checksum of the manifest is the same in all.
@@ -246,7 +247,7 @@ class RunDirectory:
                     _remove(final)
                 os.rename(staged, final)
                 self._damaged.discard(final)
-                _sync_folder(final.parent)
+                sync_folder(final.parent)
         except UserError:
             shutil.rmtree(staged, ignore_errors=True)  # what could not be finished gives its space back
             raise
@@ -285,7 +286,7 @@ def _write_manifest(folder: Path, step: int, state: Mapping[str, object]) -> Non
             os.fsync(file.fileno())
         files[path.relative_to(folder).as_posix()] = _fingerprint(path)
     for path in [path for path in folder.rglob("*") if path.is_dir()]:
-        _sync_folder(path)
+        sync_folder(path)
     # Through JSON and back, so that the checksum is taken over what a reader will parse.
     manifest = json.loads(json.dumps({"format": FORMAT, "step": step, "state": dict(state), "files": files}))
     _write_atomically(folder / _MANIFEST, json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1))
@@ -359,13 +360,4 @@ def _write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(written, path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes names that were created or renamed in a folder survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)

@@ -11,7 +11,7 @@ import sys
 import pytest
 import tiny
 
-from jaxflow.engine.compiled import collectives_of, received_by_position, shapes_of
+from jaxflow.engine.compiled import collectives_of, received_by_position
 from jaxflow.engine.generate import CHUNK_STEPS
 
 pytestmark = pytest.mark.slow  # compiles every program twice over, without a cache
@@ -153,6 +153,12 @@ def test_the_decode_loop_gathers_no_weights(compiled):
         assert len(reductions) >= 2 * tiny.CONFIG.layers
     for collective in inside:
         assert collective.kind != "all-gather" or collective.elements <= rows * VOCABULARY, "a step's logits"
+
+
+def shapes_of(text):
+    """Return the dimensions of every array in a program."""
+    found = re.findall(r"\b(?:pred|[a-z]+\d+\w*)\[([\d,]*)\]", text)
+    return [tuple(map(int, dims.split(","))) if dims else () for dims in found]
 
 
 def logits_among(shapes, tensor):

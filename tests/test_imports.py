@@ -16,7 +16,9 @@ ALLOWED = {
     "types": set(),
     "algorithms": {"types"},
     "dataflow": {"types", "algorithms", "user_code"},
-    "models": {"types"},
+    "durable": set(),
+    "command_line": {"types"},
+    "models": {"types", "durable"},
     "engine": {"types", "models"},
     "workers": {
         "types",
@@ -35,7 +37,7 @@ ALLOWED = {
     "data": {"types"},
     "rewards": {"types", "user_code", "source_file", "data.wishes"},
     "tracking": {"types"},
-    "run_directory": {"types"},
+    "run_directory": {"types", "durable"},
     "stop": set(),
     "source_file": set(),
     "user_code": {"types", "source_file"},
@@ -78,7 +80,7 @@ ALLOWED = {
         "rewards.scorers",
     },
     "job": {"config", "batch_algebra", "data"},
-    "port": {"types", "config", "dataflow", "engine.batching"},
+    "port": {"types", "command_line", "config", "dataflow", "engine.batching"},
     "mapping": {"types", "config", "placement", "batch_algebra", "models", "engine"},
 }
 # The top floor joins the rooms; nothing imports it from below.

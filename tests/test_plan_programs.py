@@ -5,7 +5,8 @@ from good_config import ROLES, config
 
 from jaxflow.mapping.devices import DEVICES, DeviceGroup
 from jaxflow.mapping.planning import plan_config
-from jaxflow.plan_programs import compile_plan, describe_programs, provide_devices
+from jaxflow.mapping.program_table import describe_programs
+from jaxflow.plan_programs import compile_plan, provide_devices
 from jaxflow.types import UserError
 
 VOCABULARY = 100

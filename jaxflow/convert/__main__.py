@@ -16,13 +16,13 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 # Converting needs no accelerator, and one may be in use. Said before JAX is imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+from jaxflow.command_line import run
 from jaxflow.convert.actions import (
     compare_weights,
     export_adapters,
@@ -32,7 +32,6 @@ from jaxflow.convert.actions import (
 )
 from jaxflow.convert.stored import ROLES
 from jaxflow.models.weights_out import MOST_BYTES_PER_FILE, STORED_DTYPES
-from jaxflow.types import UserError
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -152,15 +151,5 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def run() -> None:
-    """Be the program: messages to people, exit codes to shells."""
-    try:
-        code = main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    sys.exit(code)
-
-
 if __name__ == "__main__":
-    run()
+    run(main)

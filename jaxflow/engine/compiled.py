@@ -114,11 +114,6 @@ def collectives_of(text: str) -> tuple[Collective, ...]:
     return tuple(found)
 
 
-def shapes_of(text: str) -> list[tuple[int, ...]]:
-    """List the dimensions of every array type in a piece of HLO."""
-    return [dims for _, dims in _typed_shapes(text)]
-
-
 def _typed_shapes(text: str) -> list[tuple[str, tuple[int, ...]]]:
     found = re.findall(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]", text)
     return [(kind, _integers(dims) if dims != "" else ()) for kind, dims in found]

@@ -62,11 +62,6 @@ class TransitionCost:
         """Return the bytes received by the device that receives most."""
         return max(self.received_bytes.values())
 
-    @property
-    def most_redundant_bytes(self) -> int:
-        """Return the bytes held for nothing by the device that holds most."""
-        return max(self.redundant_bytes.values())
-
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:

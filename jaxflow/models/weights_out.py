@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxflow.durable import sync_folder
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.description import CONFIG_FILE
 from jaxflow.models.tensor_files import DTYPES, INDEX_FILE, NewTensor, in_files, index_of, write_tensors
@@ -153,9 +154,9 @@ def new_folder(out: Path) -> Iterator[Path]:
         staged.mkdir(parents=True)
         yield staged
         for folder in [path for path in staged.rglob("*") if path.is_dir()] + [staged]:
-            _sync(folder)
+            sync_folder(folder)
         os.rename(staged, out)
-        _sync(staged.parent)
+        sync_folder(staged.parent)
     except OSError as error:
         shutil.rmtree(staged, ignore_errors=True)
         raise UserError(f"{out}: could not be written: {error.strerror}") from error
@@ -180,11 +181,3 @@ def write_json(file: Path, value: Mapping[str, object]) -> None:
         opened.write("\n")
         opened.flush()
         os.fsync(opened.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

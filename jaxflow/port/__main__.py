@@ -18,9 +18,9 @@ import dataclasses
 import os
 import pathlib
 import signal
-import sys
 from collections.abc import Sequence
 
+from jaxflow.command_line import run
 from jaxflow.port import inputs
 from jaxflow.port.inputs import Request
 from jaxflow.port.report import command, config_file, report, table
@@ -102,16 +102,6 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def run() -> None:
-    """Be the program: messages to people, exit codes to shells."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who reads the report may have seen enough, as `head` has
-    try:
-        code = main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    sys.exit(code)
-
-
 if __name__ == "__main__":
-    run()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who reads the report may have seen enough, as `head` has
+    run(main)

@@ -143,12 +143,6 @@ ALL_TO_ALL = TransferProtocol("ALL_TO_ALL", nothing, from_all)
 # Where rows change their place: every process sees all of them and gives its own ones of the result.
 REARRANGING = TransferProtocol("REARRANGING", broadcast, gather("data", "fsdp", "expert"))
 
-PROTOCOLS: Mapping[str, TransferProtocol] = {
-    protocol.name: protocol
-    for protocol in (ONE_TO_ALL, THREE_D_PROTO, THREE_D_ALL_MICRO_DP, THREE_D_PP_ONLY, DP_PROTO, ALL_TO_ALL)
-}
-"""The built-in protocols by the paper's names."""
-
 
 def cut_at(shares: tuple[Ranges, ...]) -> set[int]:
     """Return the rows at which these shares begin and end."""

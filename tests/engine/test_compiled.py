@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
-from jaxflow.engine.compiled import collectives_of, groups_of, memory_of, received_by_position, shapes_of
+from jaxflow.engine.compiled import collectives_of, groups_of, memory_of, received_by_position
 
 
 @pytest.mark.parametrize(
@@ -49,10 +49,6 @@ def test_each_device_of_a_group_receives_what_its_peers_hold(line, received):
 def test_a_permutation_gives_to_those_that_get_from_another():
     text = "%a = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%p), source_target_pairs={{0,1},{2,2}}"
     assert received_by_position(collectives_of(text), 3) == [0, 16, 0]
-
-
-def test_shapes_are_those_of_every_array_scalars_too():
-    assert shapes_of("(f32[2,3]{1,0}, pred[], bf16[4]{0:T(8)}) tuple(") == [(2, 3), (), (4,)]
 
 
 def test_a_program_s_memory_and_collectives_are_per_device():

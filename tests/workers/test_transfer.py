@@ -9,7 +9,6 @@ from jaxflow.workers.transfer import (
     ALL_TO_ALL,
     DP_PROTO,
     ONE_TO_ALL,
-    PROTOCOLS,
     THREE_D_ALL_MICRO_DP,
     THREE_D_PP_ONLY,
     THREE_D_PROTO,
@@ -117,17 +116,6 @@ def test_all_to_all_leaves_the_distribution_to_the_caller():
     grid = grid_of(GRIDS["rows apart"])
     assert ALL_TO_ALL.distribute(grid, 4) == ((),) * 4
     assert ALL_TO_ALL.collect(grid, 4) == ValuesOf((0, 1, 2, 3))
-
-
-def test_the_papers_six_are_there_by_name():
-    assert set(PROTOCOLS) == {
-        "ONE_TO_ALL",
-        "3D_PROTO",
-        "3D_ALL_MICRO_DP",
-        "3D_PP_ONLY",
-        "DP_PROTO",
-        "ALL_TO_ALL",
-    }
 
 
 def test_a_protocol_of_ones_own_is_a_pair_of_functions():

@@ -4,7 +4,9 @@
 
 Calibrates this machine (or takes a profile that is there, or a device kind by its name), then for each config plans
 it and runs it: `jaxflow.main` as anyone would start it, every response at its limit, as plans assume. Compared are the
-plan's timeline and the run's, call by call; medians over all steps but the first two, which compile. What stands
+plan's timeline and the run's, call by call; medians over all steps but the first two, which compile. A call's seconds
+are those inside the workers, from the first process's start to the last one's end: waiting for each other is in them,
+waiting for another call of the pool and for the controller is not; the step has it all. What stands
 behind `--` goes to both, so that a larger model on a GPU is the same command. Run it on a machine that does nothing
 else: simulated devices share its cores with whatever runs.
 """
@@ -81,7 +83,7 @@ def calls_of(spans: Sequence[Mapping[str, object]]) -> Calls:
 
 
 def planned(config: str, kind: str, extra: Sequence[str], folder: pathlib.Path) -> tuple[float, Calls]:
-    """Return a plan's step and calls."""
+    """Return a plan's step and calls; of these what the workers take, without the controller between them."""
     file = folder / "plan.json"
     command(
         "jaxflow.main",
@@ -92,7 +94,12 @@ def planned(config: str, kind: str, extra: Sequence[str], folder: pathlib.Path) 
         *extra,
     )
     plan = json.loads(file.read_text())
-    return plan["step_seconds"], calls_of(plan["spans"])
+    seconds = dict(calls_of(plan["spans"]))
+    for pool in plan["pools"]:
+        for call in pool["calls"]:
+            if call["stage"] != "transition":  # its seconds are those of the call that generates
+                seconds[pool["name"], call["role"], call["stage"]] -= call["controller_seconds"]
+    return plan["step_seconds"], seconds
 
 
 def measured(

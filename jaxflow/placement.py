@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import jax
 
@@ -262,6 +262,27 @@ def describe_pool(
 def _axis(name: str, size: int) -> str:
     """Name an axis that few meshes have."""
     return f" × {name} {size}" if size > 1 else ""
+
+
+def dealt_cores(hosts: Mapping[str, int], available: Sequence[int]) -> dict[str, list[tuple[int, ...]]]:
+    """Deal CPU cores to the processes of pools, as even as it goes: pool name -> cores of each of its hosts.
+
+    Simulated devices of different pools then run at the same time without taking each other's cores, as real
+    ones do. With more processes than cores they share. No cores, no choice: where none are available, and for a
+    single process, which may use all.
+    """
+    names = [name for name, count in hosts.items() for _ in range(count)]
+    count = len(names)
+    dealt: dict[str, list[tuple[int, ...]]] = {name: [] for name in hosts}
+    for index, name in enumerate(names):
+        if count == 1 or not available:
+            cores: tuple[int, ...] = ()
+        elif count <= len(available):
+            cores = tuple(available[index * len(available) // count : (index + 1) * len(available) // count])
+        else:
+            cores = (available[index % len(available)],)
+        dealt[name].append(cores)
+    return dealt
 
 
 def readable_bytes(size: int) -> str:

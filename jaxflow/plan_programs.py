@@ -102,7 +102,7 @@ def compile_plan(
     """Yield the programs of each pool's roles, compiled; roles of one pool that share a program have one."""
     loads = {load.role: load for load in loads_of(config, vocabulary_size, roles)}
     for pool in pools:
-        setting = setting_of(config, config.cluster.pools[pool.name])
+        setting = setting_of(config, pool.name)
         devices = available[: pool.hosts * pool.devices_per_host]
         sizes = pool.mesh
         mesh = make_mesh(

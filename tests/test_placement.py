@@ -18,6 +18,7 @@ from jaxflow.models.transformer import LanguageModel, ScalarModel, describe
 from jaxflow.placement import (
     MeshSizes,
     RoleBytes,
+    dealt_cores,
     describe_pool,
     mesh_sizes,
     parameter_count,
@@ -167,3 +168,16 @@ def test_weights_for_generation_lie_where_generation_is():
     held = role_bytes("generator", model, MeshSizes(1, 1, 1, 1), "float32")
     assert line.endswith(f"per device {readable_bytes(held.rollout)} rollout weights")
     assert held == RoleBytes(weights=0, training=0, rollout=4 * model.parameter_count)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "available", "dealt"),
+    [
+        ({"one": 1}, [0, 1], {"one": [()]}),  # a single process may use all
+        ({"one": 2, "two": 1}, [], {"one": [(), ()], "two": [()]}),
+        ({"one": 2, "two": 1}, [4, 7], {"one": [(4,), (7,)], "two": [(4,)]}),
+        ({"one": 1, "two": 1}, [0, 1, 2, 3, 4], {"one": [(0, 1)], "two": [(2, 3, 4)]}),
+    ],
+)
+def test_cores_are_dealt_evenly_and_shared_where_there_are_too_few(hosts, available, dealt):
+    assert dealt_cores(hosts, available) == dealt

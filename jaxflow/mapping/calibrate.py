@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,12 +175,11 @@ def _measure_simulated(on: Bench, profile: DeviceProfile) -> DeviceProfile:
         profile = dataclasses.replace(profile, link_seconds=alpha, link_bandwidth=link)
     # At least two devices compute at once there; of fewer here, each would have more of the cores.
     at_work = max(2, count - count % 2)
-    alpha, network = between_processes(at_work)
-    scaled = dataclasses.replace(
-        profile, network_seconds=alpha, network_bandwidth=network, simulated=at_work
-    ).among(count)
-    network = {"network_seconds": scaled.network_seconds, "network_bandwidth": scaled.network_bandwidth}
-    return with_parts(on, dataclasses.replace(profile, **network))
+    alpha, network = between_processes(at_work, on.repeats)
+    measured = dataclasses.replace(profile, network_bandwidth=network, simulated=at_work).among(count)
+    network = {"network_seconds": alpha, "network_bandwidth": measured.network_bandwidth}
+    cores = len(os.sched_getaffinity(0))
+    return with_parts(on, dataclasses.replace(profile, **network, cores=cores))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,6 +8,8 @@ of a decode step it is what few rows cost beside them. Knows those formulas, no 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +18,25 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from jaxflow.engine import attention
+from jaxflow.engine.generate import Generator
+from jaxflow.engine.layout_rules import Parallelism
 from jaxflow.engine.mesh import make_mesh
 from jaxflow.engine.sampling import Sampling
 from jaxflow.engine.sharding import generation_layout
 from jaxflow.engine.slots import Address, SlotPrograms, Slots
 from jaxflow.engine.state import new_weights
-from jaxflow.mapping import simulated
+from jaxflow.mapping import simulated, simulated_calls
 from jaxflow.mapping.cost import Span
 from jaxflow.mapping.devices import DeviceProfile
+from jaxflow.mapping.engine_profile import JAXFLOW
+from jaxflow.mapping.load import RoleLoad, Workload
 from jaxflow.mapping.measuring import Bench
 from jaxflow.mapping.model_size import model_size
+from jaxflow.mapping.stages import Setting
 from jaxflow.models.decoder_config import DecoderConfig
 from jaxflow.models.layers import AttentionRule, Surroundings
-from jaxflow.models.transformer import LanguageModel, describe
+from jaxflow.models.transformer import LanguageModel, Unstacked, describe
+from jaxflow.types import Prompts
 
 _ALONE = Span(1, 1)
 _DECODER = DecoderConfig(
@@ -45,6 +53,7 @@ _DECODER = DecoderConfig(
 _DEPTHS = (1, 4)
 _ROWS, _LENGTH = 64, 32  # of a pass, on each device
 _SLOTS, _POSITIONS, _STEPS = 128, 32, 8  # of a decode chunk, on each device
+_GENERATED, _PROMPT = (16, 256), 8  # rows of calls that generate, on each device; tokens of a prompt
 _ATTENTION = (8, 256, 4)  # rows, positions, heads
 _HEAD_WIDTHS = (32, 128)
 _LOGITS = (2048, 128)
@@ -149,22 +158,46 @@ def _decode_step(on: Bench, depth: int) -> float:
     slots = [Slots(sequences, empty.cache)]
     waiting = jax.device_put(np.zeros(len(devices), np.int32), layout.sharding(("batch",)))
     address = Address(np.uint32(0), np.int32(0), np.int32(0))
-    sampling = Sampling(
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        min_p=0.0,
-        min_response_tokens=0,
-        max_response_tokens=_STEPS,
-        end_ids=(),
-        pad_id=0,
-    )
+    sampling = _sampling(_STEPS)
 
     def chunk() -> Slots:
         slots[0], _, _ = programs.decode(weights, slots[0], waiting, address, None, sampling)
         return slots[0]
 
     return on.median(chunk) / _STEPS
+
+
+def _sampling(tokens: int) -> Sampling:
+    return Sampling(
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        min_p=0.0,
+        min_response_tokens=0,
+        max_response_tokens=tokens,
+        end_ids=(),
+        pad_id=0,
+    )
+
+
+def generation_times(on: Bench) -> list[float]:
+    """Return the times of whole calls that generate a token for each of few rows, and of many."""
+    devices = list(on.mesh.devices.flat)
+    layout = generation_layout(make_mesh(len(devices), 1, 1, 1, devices), _DECODER)
+    model = describe(_DECODER, LanguageModel)
+    generator = Generator(model, layout, "float32", max(_GENERATED))
+    weights = generator.unstacked(new_weights(model, layout, 0, 0), keep={})
+    return [
+        on.median(functools.partial(_generated, generator, weights, len(devices) * n)) for n in _GENERATED
+    ]
+
+
+def _generated(generator: Generator, weights: Unstacked, rows: int) -> np.ndarray:
+    numbers = np.arange(rows, dtype=np.int32)
+    width, pad = _PROMPT, np.full(rows, -1, np.int32)
+    tokens = np.random.default_rng(0).integers(0, _DECODER.vocabulary_size, (rows, width)).astype(np.int32)
+    prompts = Prompts(tokens, np.full(rows, width, np.int32), numbers, pad, numbers, 0, ())
+    return generator.generate(weights, prompts, _sampling(1), 0, 0, 0, 0).tokens
 
 
 def with_parts(on: Bench, profile: DeviceProfile) -> DeviceProfile:
@@ -181,7 +214,25 @@ def with_parts(on: Bench, profile: DeviceProfile) -> DeviceProfile:
     )
     forward, backward = layer_seconds(on)
     known = _with_pointwise(known, forward, backward)
-    return _with_decoding(known, *decode_seconds(on))
+    known = _with_decoding(known, *decode_seconds(on))
+    return _with_generation(known, generation_times(on))
+
+
+def _with_generation(profile: DeviceProfile, times: Sequence[float]) -> DeviceProfile:
+    """Return a profile that explains whole calls that generate, of few rows and of many: what the host does for each
+    row, and for a call."""
+    load = RoleLoad("actor", model_size(_DECODER, True), True, 1, 0, 0, 0, 0)
+    devices, left = int(profile.simulated), []
+    alone = Parallelism(devices, 1, 1, 1, 1, 1)
+    for rows, seconds in zip(_GENERATED, times, strict=True):
+        work = Workload(devices * rows, _PROMPT, 1, 1, False, rows)
+        setting = Setting(work, JAXFLOW, profile, devices)
+        left.append(seconds - simulated_calls.generate_seconds(load, alone, setting, rows).total)
+    few, many = (devices * rows for rows in _GENERATED)
+    each = max((left[1] - left[0]) / (many - few), 0.0)
+    return dataclasses.replace(
+        profile, generation_row_seconds=each, generation_seconds=max(left[0] - few * each, 0.0)
+    )
 
 
 def _with_pointwise(profile: DeviceProfile, forward: float, backward: float) -> DeviceProfile:

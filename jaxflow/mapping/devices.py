@@ -39,16 +39,19 @@ class DeviceProfile:
     logits_efficiency: float = 0.87  # of the memory's peak: passes over logits
     sampling_efficiency: float = 0.87  # the same where a token is drawn from them
     dispatch_seconds: float = 0.0  # of starting a program; 0: the host runs ahead of its device
+    generation_seconds: float = 0.0  # of the host, for each call that generates
+    generation_row_seconds: float = 0.0  # of the host, for each row that a process generates
     # Devices that one machine's cores pretended to be when this was measured, all at work at once: they share what
     # the cores do, products wait for their operands, attention writes its scores out, and what several processes
     # exchange all goes through sockets. 0: real devices, each with its own.
-    simulated: int = 0
+    simulated: float = 0
+    cores: int = 1  # of that machine
 
-    def among(self, devices: int) -> DeviceProfile:
+    def among(self, devices: float) -> DeviceProfile:
         """Return what each of `devices` reaches when these, and no others, are at work.
 
         Real devices: what they always reach. Simulated ones share their machine's cores: rates n/k of those that n
-        of them reached, seconds k/n.
+        of them reached, seconds k/n. What waits for a turn on a core, α between processes, stays as it is.
         """
         if self.simulated in (0, devices):
             return self
@@ -78,7 +81,6 @@ class DeviceProfile:
 _SHARED_RATES = ("matmul_flops", "memory_bandwidth", "link_bandwidth", "network_bandwidth")
 _SHARED_SECONDS = (
     "link_seconds",
-    "network_seconds",
     "product_seconds",
     "pointwise_seconds",
     "dispatch_seconds",
@@ -214,6 +216,7 @@ DEVICES: Mapping[str, DeviceProfile] = {
             network_efficiency=1.0,
             bandwidth_efficiency=1.0,
             simulated=4,
+            cores=2,
         ),
     )
 }

@@ -5,7 +5,9 @@ Made of a config whose pools are known, whoever chose them. Knows formulas; comp
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 
 from jaxflow.config import Config, MeshConfig, PoolConfig
@@ -18,6 +20,7 @@ from jaxflow.mapping.load import RoleLoad
 from jaxflow.mapping.memory import AtRest, AtWork
 from jaxflow.mapping.stages import CallLayouts, Setting
 from jaxflow.mapping.timeline import timeline
+from jaxflow.placement import dealt_cores
 from jaxflow.types import Span
 
 _SCORING_STAGES = {"actor": "old_log_prob", "reference": "ref", "critic": "values"}
@@ -47,11 +50,17 @@ class PlannedCall:
     stage: str  # as a run's timeline names it
     step_part: int  # 0: generation, 1: preparation, 2: training
     seconds: Seconds  # where no other pool is at work
+    controller_seconds: float = 0.0  # of these, those that pass outside the workers
 
     @property
     def alone(self) -> float:
         """Return the sum."""
         return self.seconds.total
+
+    @property
+    def waiting(self) -> float:
+        """Return in how many of them it waits for others, and leaves its cores to whoever else computes there."""
+        return self.seconds.idle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,31 +132,54 @@ def make_plan(config: Config, vocabulary_size: int, roles: Sequence[str]) -> Pla
     loads = {load.role: load for load in loads_of(config, vocabulary_size, roles)}
     pools = []
     for name, pool in config.cluster.pools.items():
-        setting = setting_of(config, pool)
+        setting = setting_of(config, name)
         here = tuple(loads[role] for role in pool.roles if role in loads)
         pools.append(_planned_pool(name, pool, here, setting))
     return Plan(
         idle_devices=_idle(config),
         pools=tuple(pools),
-        spans=tuple(timeline(pools, config.rollout.parts, _share_cores(config))),
+        spans=tuple(timeline(pools, config.rollout.parts, _cores(config))),
         tokens_per_step=workload_of(config).tokens,
     )
 
 
-def setting_of(config: Config, pool: PoolConfig) -> Setting:
+def setting_of(config: Config, name: str) -> Setting:
     """Return what calls have in common on a pool. A generator's weights come from the policy's pool, over the slower
     network of the two. Calls are costed as if no other pool were at work; where pools share cores the timeline slows
     them down."""
-    device = profile_of(config, pool.device).among(pool.hosts * pool.devices_per_host)
+    pool = config.cluster.pools[name]
+    device = profile_of(config, pool.device)
+    device = device.among(_crowd(config, name, device.cores))
     if "generator" in pool.roles:
         sending = next(one for one in config.cluster.pools.values() if "actor" in one.roles)
         device = device.beside(profile_of(config, sending.device))
     return Setting(workload_of(config), engine_of(config), device, pool.devices_per_host)
 
 
-def _share_cores(config: Config) -> bool:
-    """Return whether the pools' devices are simulated: by the cores of one machine, then."""
-    return all(profile_of(config, pool.device).simulated > 0 for pool in config.cluster.pools.values())
+def _dealt(config: Config, available: int) -> dict[str, list[tuple[int, ...]]]:
+    """Return the cores that a run gives to each process of the pools (workers/launch.py); all, where it gives none."""
+    cluster, every = config.cluster, tuple(range(available))
+    own = cluster.launcher == "ray" and not cluster.address
+    hosts = {name: pool.hosts for name, pool in cluster.pools.items()}
+    dealt = dealt_cores(hosts, every if own else ())
+    return {name: [cores or every for cores in processes] for name, processes in dealt.items()}
+
+
+def _crowd(config: Config, name: str, available: int) -> float:
+    """Return how many devices on all cores would be as crowded as a pool's on the fullest of its own."""
+    load, inside = collections.Counter[int](), config.cluster.pools[name].devices_per_host
+    for cores in _dealt(config, available)[name]:
+        load.update({core: inside / len(cores) for core in cores})
+    return available * max(load.values())
+
+
+def _cores(config: Config) -> dict[str, set[int]]:
+    """Return the cores of each pool if the pools' devices are simulated: by one machine, then."""
+    profiles = [profile_of(config, pool.device) for pool in config.cluster.pools.values()]
+    if any(profile.simulated == 0 for profile in profiles):
+        return {}
+    dealt = _dealt(config, min(profile.cores for profile in profiles))
+    return {name: set(itertools.chain(*processes)) for name, processes in dealt.items()}
 
 
 def _idle(config: Config) -> int:
@@ -245,19 +277,20 @@ def calls(
             switch = call_seconds.transition_seconds(load, layout, setting)
             yield PlannedCall(load.role, "transition", 0, switch)
             made = call_seconds.generate_seconds(load, layout, setting, rows)
-            yield PlannedCall(load.role, "gen", 0, made + in_parts)
+            yield PlannedCall(load.role, "gen", 0, made + in_parts, in_parts.total)
     for one in sorted(layouts, key=lambda one: one.load.turn):
         load = one.load
         if load.scores > 0:
             once = call_seconds.score_seconds(one, setting) + in_parts
             stage = _SCORING_STAGES.get(load.role, load.role)
             fetched = Seconds() if load.trained else cost.host_move(parked[load.role], setting.device)
-            yield PlannedCall(load.role, stage, 1, once.times(load.scores) + fetched)
+            scored = once.times(load.scores) + fetched
+            yield PlannedCall(load.role, stage, 1, scored, load.scores * in_parts.total)
     for load in sorted(loads, key=lambda one: one.role == "actor"):
         if load.trained:
             learned = call_seconds.train_seconds(load, layout, setting) + controller
             learned += cost.host_move(2 * parked[load.role], setting.device)
-            yield PlannedCall(load.role, f"update_{load.role}", 2, learned)
+            yield PlannedCall(load.role, f"update_{load.role}", 2, learned, controller.total)
 
 
 def fits(config: Config, vocabulary_size: int, roles: Sequence[str]) -> bool:

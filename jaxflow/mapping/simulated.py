@@ -9,6 +9,7 @@ reaches in products and in moving bytes. Knows no role.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 from jaxflow.mapping import cost
@@ -23,9 +24,21 @@ BACKWARD_OPERATIONS = 87
 _SCORE_PASSES = 3
 _LOGIT_PASSES = 6
 _NUMBER = 4  # bytes: the CPU computes in float32
-# Sums over tensor ranks of m·D in one layer's backward pass: of queries, keys, values, gate and up. XLA's CPU compiler
+# Arrays that devices sum, counted in what XLA compiles for the CPU: it may launch several as one, and sums each by
+# itself. Over tensor ranks m·D in a layer's backward pass: of queries, keys, values, gate and up; XLA's CPU compiler
 # sums each before it adds them; the GPU's adds them first, which leaves two.
 _BACKWARD_SUMS = 5
+# Beside what was looked up in the table [m, D], one number of each token: the greatest logit, the normaliser, the
+# chosen one, the entropy; when learning, their gradients and tokens counted, and [m, D] of the hidden state.
+_HEAD_SUMS, _LEARNING_HEAD_SUMS = 4, 7
+# Over replicas the gradients of a layer (four of attention, three of the MLP, two norms), of table, head and last
+# norm, and the numbers that a loss reports.
+_LAYER_GRADIENTS, _OTHER_GRADIENTS, _LOSS_NUMBERS = 9, 3, 4
+# Over the ranks that cut weights, of each cut one (all layers' are one array): table, head and seven of a layer.
+_CUT_WEIGHTS = 9
+_NORMS = 2  # of the gradient: for the clip, and for the report
+_ASKED_EACH_TOKEN, _TOLD_EACH_CHUNK = 3, 3  # numbers over all devices: who runs, who is free; counts and ends
+_SUMS_TO_AGREE = 2  # how many rows each process has, and what it knows of them
 # Attention's products keep nothing for the backward pass (models/transformer.py): they run again, then twice for the
 # gradients. So does pointwise work.
 _BACKWARD_ATTENTION = 3
@@ -93,9 +106,23 @@ def pointwise_bytes(model: ModelSize, tokens: float, tensor: int) -> float:
     return _NUMBER * tokens * (cost.PASSES_OVER_WIDTH * decoder.width + cost.PASSES_OVER_MLP * inner)
 
 
-def _activations(model: ModelSize, tokens: float, where: Span, device: DeviceProfile) -> Seconds:
-    """Return the sum of one activation [m, D] over tensor ranks."""
-    return cost.all_reduce(_NUMBER * tokens * model.decoder.width, where, device)
+def sums(arrays: float, size: float, where: Span, device: DeviceProfile) -> Seconds:
+    """Return the time to sum so many arrays of `size` bytes over a group, one after the other: α + bytes / B each.
+
+    Between processes α is waiting: for a socket's thread that must have its turn on a core, and which leaves the
+    core to whoever else computes there.
+    """
+    once = cost.all_reduce(size, where, device)
+    if where.inside:
+        return once.times(arrays)
+    return Seconds(links=arrays * once.links, idle=arrays * once.latency)
+
+
+def _activations(
+    arrays: float, model: ModelSize, tokens: float, where: Span, device: DeviceProfile
+) -> Seconds:
+    """Return the sums of so many activations [m, D] over tensor ranks."""
+    return sums(arrays, _NUMBER * tokens * model.decoder.width, where, device)
 
 
 def forward_layer(
@@ -109,7 +136,7 @@ def forward_layer(
         layer_products(model, tokens, tensor, device)
         + attention(tokens, length, model, tensor, device)
         + Seconds(memory=pointwise, latency=FORWARD_OPERATIONS * device.product_seconds)
-        + _activations(model, tokens, where, device).times(2.0)
+        + _activations(2.0, model, tokens, where, device)
     )
 
 
@@ -124,47 +151,91 @@ def backward_layer(
 ) -> Seconds:
     """Return one layer's backward pass: each product twice, attention and pointwise work again and twice.
 
-    With `remat` products and their sums run again as well. Two launches of sums, of m·D five times in all.
+    With `remat` products and their sums run again as well. m·D is summed five times.
     """
     pointwise = BACKWARD_POINTWISE * pointwise_bytes(model, tokens, tensor)
-    once = _activations(model, tokens, where, device)
-    products, sums = layer_products(model, tokens, tensor, device), 2.0
+    products = layer_products(model, tokens, tensor, device)
     return (
         products.times(3.0 if remat else 2.0)
         + attention(tokens, length, model, tensor, device).times(_BACKWARD_ATTENTION)
         + Seconds(
             memory=pointwise / (device.memory_bandwidth * device.gradient_efficiency),
-            latency=BACKWARD_OPERATIONS * device.product_seconds + sums * once.latency,
-            links=_BACKWARD_SUMS * once.links,
+            latency=BACKWARD_OPERATIONS * device.product_seconds,
         )
-        + (once.times(2.0) if remat else Seconds())
+        + _activations(_BACKWARD_SUMS + (2.0 if remat else 0.0), model, tokens, where, device)
     )
 
 
 def head(model: ModelSize, tokens: float, ways: int, where: Span, device: DeviceProfile) -> Seconds:
     """Return embedding and head of a forward pass: a look-up, a product, passes over logits, sums over ranks.
 
-    The table is cut over the vocabulary: what is looked up is summed, [m, D] once; normaliser, choice and entropy are
-    three small sums. A head of one number is a look-up and a pass over [m, D].
+    The table is cut over the vocabulary: what is looked up is summed, [m, D] once, and four numbers of each token.
+    A head of one number is a look-up and a pass over [m, D].
     """
-    outputs = model.head_products / model.decoder.width
-    found = _activations(model, tokens, where, device)
-    if outputs == 1:
-        passed = 2.0 * _NUMBER * tokens * model.decoder.width
-        return found + Seconds(memory=passed / (device.memory_bandwidth * device.pointwise_efficiency))
-    logits = logit_bytes(tokens * outputs / ways)
+    small = 0.0 if _outputs(model) == 1 else _HEAD_SUMS
     return (
-        product(tokens, model.decoder.width, outputs / ways, device)
-        + Seconds(memory=logits / (device.memory_bandwidth * device.logits_efficiency))
-        + found
-        + Seconds(latency=3.0 * found.latency)
+        _head_alone(model, tokens, ways, device)
+        + _activations(1.0, model, tokens, where, device)
+        + sums(small, _NUMBER * tokens, where, device)
+    )
+
+
+def learning_head(model: ModelSize, tokens: float, ways: int, where: Span, device: DeviceProfile) -> Seconds:
+    """Return embedding and head forward, and forward and back again in the backward pass.
+
+    Of a distribution over tokens [m, D] is summed twice and seven numbers of each token, of a single number what is
+    looked up and one more.
+    """
+    large, small = (1.0, 1.0) if _outputs(model) == 1 else (2.0, _LEARNING_HEAD_SUMS)
+    return (
+        _head_alone(model, tokens, ways, device).times(3.0)
+        + _activations(large, model, tokens, where, device)
+        + sums(small, _NUMBER * tokens, where, device)
+    )
+
+
+def _outputs(model: ModelSize) -> float:
+    return model.head_products / model.decoder.width
+
+
+def _head_alone(model: ModelSize, tokens: float, ways: int, device: DeviceProfile) -> Seconds:
+    outputs, width = _outputs(model), model.decoder.width
+    if outputs == 1:
+        passed = 2.0 * _NUMBER * tokens * width
+        return Seconds(memory=passed / (device.memory_bandwidth * device.pointwise_efficiency))
+    logits = logit_bytes(tokens * outputs / ways)
+    return product(tokens, width, outputs / ways, device) + Seconds(
+        memory=logits / (device.memory_bandwidth * device.logits_efficiency)
     )
 
 
 def gradient_sums(size: float, layers: float, where: Span, device: DeviceProfile) -> Seconds:
-    """Return the sum of gradients over replicas: a launch for each layer, where its gradient is made, and one more."""
-    whole = cost.all_reduce(size, where, device)
-    return Seconds(links=whole.links, latency=(layers + 1.0) * whole.latency)
+    """Return the sum of gradients over replicas: `size` bytes in nine arrays of each layer, and of the loss."""
+    arrays = _LAYER_GRADIENTS * layers + _OTHER_GRADIENTS + _LOSS_NUMBERS
+    return sums(arrays, size / arrays, where, device)
+
+
+def norms(where: Span, device: DeviceProfile) -> Seconds:
+    """Return what the norms of a gradient take whose arrays are cut over these ranks: a number for each array."""
+    return sums(_NORMS * _CUT_WEIGHTS, _NUMBER, where, device)
+
+
+def agreement(everyone: Span, device: DeviceProfile) -> Seconds:
+    """Return what processes take to tell each other small numbers of their rows: two sums, a program for each."""
+    told = sums(_SUMS_TO_AGREE, _NUMBER, everyone, device)
+    return told + Seconds(host=_SUMS_TO_AGREE * device.dispatch_seconds)
+
+
+def chunk_read(everyone: Span, device: DeviceProfile) -> Seconds:
+    """Return what all devices tell all others of a chunk of tokens."""
+    return sums(_TOLD_EACH_CHUNK, _NUMBER, everyone, device)
+
+
+def switched_arrays(moved: Seconds, inside: bool) -> Seconds:
+    """Return a switch of weights, whose one α is here that of each array that was cut."""
+    alpha = _CUT_WEIGHTS * moved.latency
+    waited = Seconds(latency=alpha) if inside else Seconds(idle=alpha)
+    return dataclasses.replace(moved, latency=0.0) + waited
 
 
 def decode_layer(
@@ -183,7 +254,7 @@ def decode_layer(
     return (
         layer_products(model, rows, tensor, device)
         + Seconds(memory=moved / device.memory_bandwidth, latency=device.pointwise_seconds)
-        + _activations(model, rows, where, device).times(2.0)
+        + _activations(2.0, model, rows, where, device)
     )
 
 
@@ -191,12 +262,11 @@ def draw(
     model: ModelSize, rows: float, ways: int, where: Span, everyone: Span, device: DeviceProfile
 ) -> Seconds:
     """Return what a decode step does beside its layers: look-up, logits, a token drawn, and who still runs asked."""
-    outputs = model.head_products / model.decoder.width
+    outputs = _outputs(model)
     logits = logit_bytes(rows * outputs / ways)
-    asked = cost.all_reduce(float(_NUMBER), everyone, device)
     return (
         product(rows, model.decoder.width, outputs / ways, device)
         + Seconds(memory=logits / (device.memory_bandwidth * device.sampling_efficiency))
-        + _activations(model, rows, where, device)
-        + Seconds(latency=asked.latency)
+        + _activations(1.0, model, rows, where, device)
+        + sums(_ASKED_EACH_TOKEN, _NUMBER, everyone, device)
     )

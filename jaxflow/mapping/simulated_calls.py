@@ -35,6 +35,17 @@ def _spans(layout: Parallelism, setting: Setting) -> tuple[Span, Span]:
     return span(layout.tensor, 1, near), span(layout.data, inside, near)
 
 
+def _processes(layout: Parallelism, setting: Setting) -> int:
+    return max(1, layout.devices // setting.devices_per_host)
+
+
+def _agreed(layout: Parallelism, setting: Setting) -> Seconds:
+    """Return what a call takes in which several processes first tell each other of their rows."""
+    if _processes(layout, setting) == 1:
+        return Seconds()
+    return simulated.agreement(span(layout.devices, 1, _near(layout, setting)), setting.device)
+
+
 def _gathered(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seconds:
     """Return the time of making weights whole over the fsdp axis, once: beside nothing, for nothing hides it."""
     where = span(layout.fsdp, layout.tensor * layout.pipe, _near(layout, setting))
@@ -54,8 +65,8 @@ def score_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seco
     work += simulated.head(load.model, tokens, layout.tensor * layout.pipe, where, device)
     work += _gathered(load, layout, setting)
     work += Seconds(host=device.dispatch_seconds)
-    passes = cost.pipelined(work, micro.microbatches, layout.pipe)
-    return passes.times((1 + load.score_references) * workload.parts)
+    passes = cost.pipelined(work, micro.microbatches, layout.pipe).times(1 + load.score_references)
+    return (passes + _agreed(layout, setting)).times(workload.parts)
 
 
 def train_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seconds:
@@ -72,7 +83,7 @@ def train_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seco
     work = (forward + backward).times(load.model.layers / layout.pipe)
     # Logits are computed again in the backward pass, and then differentiated.
     head = simulated.head(load.model, tokens, layout.tensor * layout.pipe, where, device)
-    work += head.times(3.0)
+    work += simulated.learning_head(load.model, tokens, layout.tensor * layout.pipe, where, device)
     work += _gathered(load, layout, setting).times(3.0)
     compared = forward.times(load.model.layers / layout.pipe) + _gathered(load, layout, setting)
     work += (compared + head.times(2.0)).times(load.learn_references)
@@ -83,19 +94,23 @@ def train_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seco
     update = (
         cost.pipelined(work, micro.microbatches, layout.pipe)
         + cost.optimizer_update(learning, device)
+        + simulated.norms(span(ways, 1, _near(layout, setting)), device)
         + Seconds(host=_PROGRAMS_OF_AN_UPDATE * device.dispatch_seconds)
     )
     if load.counts_choices:
         counted = compared + Seconds(host=device.dispatch_seconds)
         update += cost.pipelined(counted, micro.microbatches, layout.pipe)
-    return update.times(load.updates)
+    # Lengths are told once; whoever generates also tells how old its rows are.
+    told = _agreed(layout, setting).times(2.0 if load.generations > 0 else 1.0)
+    return update.times(load.updates) + told
 
 
 def generate_seconds(load: RoleLoad, layout: Parallelism, setting: Setting, rows_at_once: int) -> Seconds:
     """Return all responses of a step, part by part: prompts prefilled once each, then a decode step for every token.
 
     Every response is as long as it may be, so all slots are taken until a round of rows is done. A chunk that is
-    read while the next one runs costs no more than its start. Stages of generation take a p_g-th of the rows at a time
+    read while the next one runs costs no more than its start; before the first and behind the last one the host
+    works alone, on each row of its process. Stages of generation take a p_g-th of the rows at a time
     (`stages.generate_seconds`).
     """
     workload, device = setting.workload, setting.device
@@ -104,7 +119,7 @@ def generate_seconds(load: RoleLoad, layout: Parallelism, setting: Setting, rows
     rounds = cost.rounds_of(rows, rows_at_once)
     running = math.ceil(rows / rounds / pipe)
     near = _near(layout, setting)
-    where = span(tensor, layout.tensor // tensor, near)
+    where, everyone = span(tensor, layout.tensor // tensor, near), span(layout.devices, 1, near)
     apart = span(pipe, layout.tensor * layout.pipe // pipe, near)
     width = ladder(workload.prompt_tokens, LENGTH_UNIT)
     passes, prompts = prefills(rows, workload)
@@ -115,21 +130,27 @@ def generate_seconds(load: RoleLoad, layout: Parallelism, setting: Setting, rows
     positions = mean_positions(workload, rounds)
     step = simulated.decode_layer(load.model, running, positions, tensor, where, device)
     step = step.times(load.model.layers)
-    drawn = simulated.draw(load.model, running, tensor, where, span(layout.devices, 1, near), device)
+    drawn = simulated.draw(load.model, running, tensor, where, everyone, device)
     step += (drawn + cost.stage_hops(running * width_of_rows, 4, apart, device)).times(pipe)
     chunks = math.ceil(workload.response_tokens / CHUNK_STEPS)
     programs = _PROGRAMS_OF_A_GENERATION + 2 * passes + rounds * (1 + chunks)
     whole = prefill.times(passes) + step.times(workload.response_tokens * rounds)
-    whole += Seconds(host=programs * device.dispatch_seconds)
+    whole += simulated.chunk_read(everyone, device).times(rounds * chunks)
+    here = workload.part_sequences / _processes(layout, setting)
+    host = device.generation_seconds + here * device.generation_row_seconds
+    whole += Seconds(host=programs * device.dispatch_seconds + host) + _agreed(layout, setting)
     return whole.times(workload.parts * load.generations)
 
 
 def transition_seconds(load: RoleLoad, layout: Parallelism, setting: Setting) -> Seconds:
     """Return the switch of the policy's weights to the generation layout, and the start of its program."""
-    return cost.transition(
+    near = _near(layout, setting)
+    moved = cost.transition(
         setting.engine.rollout_bytes * load.model.parameters,
         math.inf if load.borrows else layout.tensor * layout.pipe * layout.fsdp,
         layout.generation_tensor * layout.generation_pipe,
-        _near(layout, setting),
+        near,
         setting.device,
-    ) + Seconds(host=setting.device.dispatch_seconds)
+    )
+    started = Seconds(host=setting.device.dispatch_seconds)
+    return simulated.switched_arrays(moved, layout.devices <= near) + started

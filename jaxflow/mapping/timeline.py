@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from jaxflow.types import Span
@@ -26,6 +26,11 @@ class Call(Protocol):
     @property
     def alone(self) -> float:
         """Return its seconds where no other pool is at work."""
+        ...
+
+    @property
+    def waiting(self) -> float:
+        """Return in how many of them it leaves its cores to others."""
         ...
 
 
@@ -49,12 +54,14 @@ class _Task:
     started: float = 0.0
 
 
-def timeline(pools: Sequence[Pool], parts: int, shared: bool) -> Iterator[Span]:
+def timeline(pools: Sequence[Pool], parts: int, cores: Mapping[str, Collection[int]]) -> Iterator[Span]:
     """Yield when each call of a step runs, the step's start at 0, in the order of their starts.
 
     Responses are generated in `parts` calls; each is scored as it is there, where the policy's own pool has no more to
     generate; a pool makes all parts of one role's scores before the next role's. What is learned waits for every score.
-    With `shared` cores k pools at work each get a k-th of them.
+    `cores` are those of each pool whose devices are simulated: of k pools at work on one core each gets a k-th of it,
+    and all of a pool waits for its slowest core. Seconds in which a call only waits pass whatever others do, and slow
+    nobody down.
     """
     queues = {pool.name: deque(_tasks(pool, parts)) for pool in pools}
     unmade, unscored = _outstanding(queues)
@@ -66,17 +73,33 @@ def timeline(pools: Sequence[Pool], parts: int, shared: bool) -> Iterator[Span]:
             if queue and name not in busy and _ready(queue[0], unmade, unscored):
                 running.append(queue.popleft())
                 running[-1].started = now
-        rate = 1.0 / len(running) if shared else 1.0
-        passed = min(task.left for task in running)
-        now += passed / rate
-        for task in running:
-            task.left -= passed
+        rates = [_rate(task, running, cores) for task in running]
+        passed = min(task.left / rate for task, rate in zip(running, rates, strict=True))
+        now += passed
+        for task, rate in zip(running, rates, strict=True):
+            task.left -= rate * passed
         # What rounding leaves of a task that ends with another is no task of its own.
         done = [task for task in running if task.left <= 1e-12 * now]
         running = [task for task in running if task not in done]
         for task in done:
             unmade.discard(task.part) if task.call.stage == "gen" else unscored.discard(task)
             yield Span(task.pool, task.call.role, task.call.stage, task.started, now - task.started, 0, 0)
+
+
+def _rate(task: _Task, running: Sequence[_Task], cores: Mapping[str, Collection[int]]) -> float:
+    """Return how fast a task gets on beside others, 1 where it is alone: 1 / (w + (1 − w) (1 + Σ (1 − w'))).
+
+    w is the share of a call in which it waits; the sum is over the others on that of its cores where it is largest.
+    """
+    crowd = 0.0
+    for core in cores.get(task.pool, ()):
+        others = (one for one in running if one is not task and core in cores.get(one.pool, ()))
+        crowd = max(crowd, sum(_at_work(one.call) for one in others))
+    return 1.0 / (1.0 + _at_work(task.call) * crowd)
+
+
+def _at_work(call: Call) -> float:
+    return 1.0 - call.waiting / call.alone if call.alone > 0.0 else 1.0
 
 
 def _tasks(pool: Pool, parts: int) -> Iterator[_Task]:

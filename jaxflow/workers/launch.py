@@ -17,7 +17,7 @@ import ray
 
 from jaxflow.batch_algebra import Derived
 from jaxflow.config import Config
-from jaxflow.placement import accelerators
+from jaxflow.placement import accelerators, dealt_cores
 from jaxflow.types import Span
 from jaxflow.workers import in_process
 from jaxflow.workers.cast import role_class
@@ -28,7 +28,7 @@ from jaxflow.workers.host import Host
 from jaxflow.workers.in_process import InProcess
 from jaxflow.workers.in_ray import InRay, settle
 from jaxflow.workers.protocol import exposed_methods
-from jaxflow.workers.resource_pool import ResourcePool, cores_of
+from jaxflow.workers.resource_pool import ResourcePool
 from jaxflow.workers.row_values import byte_count, row_count, take_rows
 from jaxflow.workers.transfer import cut_at
 from jaxflow.workers.watch import Watch, WatchedPool
@@ -174,7 +174,7 @@ def launched(config: Config, derived: Derived, calls: CallList, workdir: Path) -
         yield Workers(config, pools, transports, calls, in_process.fetch, in_process.settle, in_process.store)
         return
     groups = [InRay(config, derived, pool) for pool in pools]
-    cores = cores_of(pools, _cores(config))
+    cores = dealt_cores({pool.name: pool.hosts for pool in pools}, _cores(config))
     try:
         for group in groups:
             group.start(cores[group.pool])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from jaxflow.engine.mesh import AXES
 from jaxflow.placement import MeshSizes
@@ -54,24 +53,3 @@ class ResourcePool:
     def in_one_process(self) -> ResourcePool:
         """Return the same devices and mesh with all of them on one host."""
         return dataclasses.replace(self, hosts=1, devices_per_host=self.devices)
-
-
-def cores_of(pools: Sequence[ResourcePool], available: Sequence[int]) -> dict[str, list[tuple[int, ...]]]:
-    """Deal CPU cores to the processes of the pools, as even as it goes: pool name -> cores of each process.
-
-    Simulated devices of different pools then run at the same time without taking each other's cores, as real
-    ones do. With more processes than cores they share. No cores, no choice: where none are available, and for a
-    single process, which may use all.
-    """
-    names = [pool.name for pool in pools for _ in range(pool.hosts)]
-    count = len(names)
-    dealt: dict[str, list[tuple[int, ...]]] = {pool.name: [] for pool in pools}
-    for index, name in enumerate(names):
-        if count == 1 or not available:
-            cores: tuple[int, ...] = ()
-        elif count <= len(available):
-            cores = tuple(available[index * len(available) // count : (index + 1) * len(available) // count])
-        else:
-            cores = (available[index % len(available)],)
-        dealt[name].append(cores)
-    return dealt

@@ -17,7 +17,12 @@ def test_a_profile_written_is_the_profile_read(tmp_path):
 def test_every_figure_is_positive_and_every_efficiency_a_share():
     for profile in DEVICES.values():
         figures = {name: value for name, value in vars(profile).items() if name != "kind"}
-        may_be_none = ("dispatch_seconds", "simulated")
+        may_be_none = (
+            "dispatch_seconds",
+            "generation_seconds",
+            "generation_row_seconds",
+            "simulated",
+        )
         assert min(value for name, value in figures.items() if name not in may_be_none) > 0, profile.kind
         assert max(v for name, v in figures.items() if name.endswith("efficiency")) <= 1, profile.kind
 

@@ -5,14 +5,16 @@ import json
 import pathlib
 
 import pytest
+from good_config import split_config
 from mapping.shapes import LLAMA_13B, TINY, actor, work
 
 from jaxflow.engine.layout_rules import Parallelism
 from jaxflow.mapping import calibrate_simulated, call_seconds, simulated, simulated_calls
 from jaxflow.mapping.cost import Span
-from jaxflow.mapping.devices import DEVICES
+from jaxflow.mapping.devices import DEVICES, write_profile
 from jaxflow.mapping.engine_profile import JAXFLOW
 from jaxflow.mapping.model_size import model_size
+from jaxflow.mapping.plan import setting_of
 from jaxflow.mapping.stages import Setting
 
 CPU = dataclasses.replace(DEVICES["cpu"], dispatch_seconds=1e-3)
@@ -64,9 +66,63 @@ def test_a_backward_pass_runs_products_twice_and_with_remat_thrice():
 def test_tensor_ranks_sum_twice_forward_and_five_activations_backward():
     model, pair = model_size(TINY, True), Span(2, 1)
     once = 4 * 64 * TINY.width / CPU.link_bandwidth
+    launched = (simulated.FORWARD_OPERATIONS, simulated.BACKWARD_OPERATIONS)
     ahead = simulated.forward_layer(model, 64, 16, 2, pair, CPU)
     back = simulated.backward_layer(model, 64, 16, 2, pair, False, CPU)
     assert (ahead.links, back.links) == (pytest.approx(2 * once), pytest.approx(5 * once))
+    # XLA's CPU collectives take the arrays of one launch one by one.
+    for layer, operations, summed in zip((ahead, back), launched, (2, 5), strict=True):
+        assert layer.latency == pytest.approx(operations * CPU.product_seconds + summed * CPU.link_seconds)
+
+
+def test_between_processes_a_sum_waits_for_a_turn_and_leaves_the_core():
+    inside, across = (simulated.sums(3, 1e6, Span(2, hosts), CPU) for hosts in (1, 2))
+    assert (inside.latency, inside.idle) == (pytest.approx(3 * CPU.link_seconds), 0.0)
+    assert (across.latency, across.idle) == (0.0, pytest.approx(3 * CPU.network_seconds))
+    assert across.links == pytest.approx(3 * 1e6 / CPU.network_bandwidth)
+    assert CPU.among(8).network_seconds == CPU.network_seconds
+
+
+def test_an_update_over_processes_waits_once_for_each_array_that_it_sums():
+    load, free = actor(minibatch=64, updates=3), dataclasses.replace(CPU, dispatch_seconds=0.0)
+    waited = call_seconds.train_seconds(load, layout(2, 2), setting(2, free)).idle / CPU.network_seconds
+    of_layer = 2 + 5 + 9  # activations ahead and back, gradients
+    of_head = 2 + 7 + 3 + 4  # what was looked up, numbers of tokens, gradients, the loss's numbers
+    assert waited == pytest.approx(3 * (TINY.layers * of_layer + of_head + 18) + 2 * 2)
+
+
+def test_generation_over_processes_waits_at_every_token():
+    def waited(tokens: int) -> float:
+        one = setting(2)
+        one = dataclasses.replace(one, workload=dataclasses.replace(one.workload, response_tokens=tokens))
+        return call_seconds.generate_seconds(actor(), layout(2, 2), one, 64).idle / CPU.network_seconds
+
+    assert waited(8) - waited(4) == pytest.approx(3 * 4)
+    assert waited(40) - waited(8) == pytest.approx(3 * 32 + 3)  # a second chunk is read
+
+
+def test_the_hosts_part_of_a_generation_is_each_processs_rows():
+    known = dataclasses.replace(CPU, generation_seconds=1.0, generation_row_seconds=0.1)
+    one, two = (call_seconds.generate_seconds(actor(), layout(4), setting(n, known), 64) for n in (4, 2))
+    free = call_seconds.generate_seconds(actor(), layout(4), setting(4), 64)
+    assert one.host - free.host == pytest.approx(1.0 + 64 * 0.1)
+    told = 2 * CPU.dispatch_seconds
+    assert one.host - two.host == pytest.approx(32 * 0.1 - told)
+
+
+def test_calls_that_generate_are_explained_by_the_profile_that_was_made_of_them():
+    profile = dataclasses.replace(CPU, simulated=2)
+    few, many = calibrate_simulated._GENERATED
+    made = calibrate_simulated._with_generation(profile, [5.0, 9.0])
+    free = calibrate_simulated._with_generation(profile, [1e-9, 1e-9])
+    assert (free.generation_seconds, free.generation_row_seconds) == (0.0, 0.0)
+    assert made.generation_seconds > 0.0
+    for rows, seconds in ((few, 5.0), (many, 9.0)):
+        one = setting(2, made, 2 * rows)
+        asked = dataclasses.replace(one.workload, response_tokens=1)
+        one = dataclasses.replace(one, workload=dataclasses.replace(asked, most_rows=rows))
+        load = actor(calibrate_simulated._DECODER)
+        assert call_seconds.generate_seconds(load, layout(2), one, rows).total == pytest.approx(seconds)
 
 
 def test_a_reference_layer_is_explained_by_the_profile_that_was_made_of_it():
@@ -117,6 +173,24 @@ def test_prompts_are_prefilled_once_for_all_their_samples():
     assert apart - shared == pytest.approx(
         prefill - simulated.forward_layer(model, 16 * 8, 8, 1, ALONE, CPU).compute * model.layers
     )
+
+
+@pytest.mark.parametrize(
+    ("launcher", "cores", "crowd"),
+    [
+        # Two processes of four devices on a core each, a third one of three on the first core.
+        ("ray", 2, {"main": 8, "judges": 6}),
+        ("ray", 3, {"main": 12, "judges": 9}),  # a core each
+        ("inprocess", 2, {"main": 8, "judges": 3}),  # one process on all
+    ],
+)
+def test_devices_are_as_crowded_as_on_the_cores_that_a_run_gives_their_process(
+    launcher, cores, crowd, tmp_path
+):
+    write_profile(dataclasses.replace(CPU, cores=cores), tmp_path / "here.json")
+    here = str(tmp_path / "here.json")
+    asked = split_config(cluster__launcher=launcher, cluster__devices__kind=here)
+    assert {name: setting_of(asked, name).device.simulated for name in crowd} == crowd
 
 
 def test_real_devices_have_the_terms_that_they_had():

@@ -37,7 +37,7 @@ STEP = (
     ],
 )
 def test_parts_are_scored_while_others_are_generated(parts, learning, end):
-    spans = list(timeline(STEP, parts, shared=False))
+    spans = list(timeline(STEP, parts, cores={}))
     assert min(span.started for span in spans if span.name.startswith("update")) == learning
     assert max(span.started + span.seconds for span in spans) == end
     assert sum(span.seconds for span in spans if span.name == "values") == pytest.approx(3.0)
@@ -52,7 +52,7 @@ def test_a_pool_makes_every_part_of_a_call_before_its_next_call():
         pool("policy", call("gen", 0, 4.0)),
         pool("judges", call("reward", 1, 2.0), call("ref", 1, 2.0)),
     )
-    spans = [span for span in timeline((policy, judges), 2, shared=False) if span.pool == "judges"]
+    spans = [span for span in timeline((policy, judges), 2, cores={}) if span.pool == "judges"]
     # A first half from 2 on, the second from 4 on, and only then the other role: 7, where part by part ended at 6.
     assert [(span.name, span.started) for span in spans] == [
         ("reward", 2.0),
@@ -79,10 +79,25 @@ def test_scores_are_asked_for_in_the_order_that_plans_assume(name):
     assert set(scored) == set(SCORING_ORDER) & set(DATAFLOWS[name].cast)
 
 
-def test_pools_on_the_same_cores_take_turns():
-    spans = {span.name: span for span in timeline(STEP, 1, shared=True)}
+@pytest.mark.parametrize("policy", [{0}, {0, 1}])
+def test_pools_on_the_same_core_take_turns_and_wait_for_their_slowest(policy):
+    spans = {span.name: span for span in timeline(STEP, 1, {"policy": policy, "judges": {0}})}
     # 1 and 3 s of scoring side by side: the short one ends after 2, then the other has the cores alone.
     assert (spans["ref"].seconds, spans["values"].seconds) == (2.0, 4.0)
     # So have 2 and 5 s of learning.
     assert (spans["update_critic"].seconds, spans["update_actor"].seconds) == (4.0, 7.0)
     assert max(span.started + span.seconds for span in spans.values()) == 4 + 4 + 7
+
+
+def test_pools_on_cores_of_their_own_slow_nobody_down():
+    apart = list(timeline(STEP, 1, {"policy": {0}, "judges": {1}}))
+    assert apart == list(timeline(STEP, 1, {}))
+
+
+def test_who_waits_leaves_the_core_to_others():
+    waiting = PlannedCall("role", "update_actor", 2, Seconds(compute=1.0, idle=3.0))
+    steps = (pool("policy", waiting), pool("judges", call("update_critic", 2, 2.0)))
+    spans = {span.name: span for span in timeline(steps, 1, {"policy": {0}, "judges": {0}})}
+    # A quarter of the one's time is work: the other takes 1 + 1/4 as long, and it itself 3/4 + 1/4 · 2.
+    assert spans["update_critic"].seconds == pytest.approx(2.0 * 1.25)
+    assert spans["update_actor"].seconds == pytest.approx(2.5 + 4.0 - 2.5 / 1.25)

@@ -26,7 +26,7 @@ from jaxflow.engine.generate import PREFILL_TOKENS, Generator
 from jaxflow.engine.layout_rules import Parallelism
 from jaxflow.engine.mesh import make_mesh
 from jaxflow.engine.sampling import Sampling
-from jaxflow.engine.schedule import prompts_at_once
+from jaxflow.engine.schedule import prompts_at_once, rounded
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import Layout, generation_layout, training_layout
 from jaxflow.engine.state import abstract_arrays
@@ -268,7 +268,8 @@ def _generating(bench: _Bench, load: RoleLoad, model: Model) -> Iterator[Program
     layout = generation_layout(bench.mesh, model.config)
     weights = rollout_weights(load, parallel, bench.setting)
     width = ladder(config.data.max_prompt_tokens, LENGTH_UNIT)
-    rows, total = bench.pool.rows * layout.replicas, width + config.rollout.max_response_tokens
+    rows = bench.pool.rows * layout.replicas
+    total = rounded(width + config.rollout.max_response_tokens)
     cache = jax.jit(lambda: empty_cache(model.config, rows, total, config.rollout.dtype, layout)).trace()
     memory, seconds = _compiled(cache)
     cached, name = memory.results, (bench.pool.name, load.role)

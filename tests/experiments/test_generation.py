@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import generation
-from experiments.generation import ON_CPU, ON_GPU, QUICK, limit, merged, tail_lengths
+from experiments.generation import merged
+from experiments.generation_sides import ON_CPU, ON_GPU, QUICK, limit, sampling_of, tail_lengths
 from jaxflow.engine.mesh import make_mesh
 from jaxflow.engine.sharding import generation_layout
 from jaxflow.engine.slots import SlotPrograms
@@ -19,7 +20,7 @@ from jaxflow.models.transformer import LanguageModel, describe
 def test_most_lengths_are_short_and_few_are_at_the_limit():
     lengths = tail_lengths(512, 128, seed=0)
     assert lengths.min() >= 1 and lengths.max() == 128
-    assert 0 < (lengths == 128).sum() < 10 and np.median(lengths) < 0.2 * 128
+    assert 0 < (lengths == 128).sum() < 15 and np.median(lengths) < 0.2 * 128
     assert np.array_equal(np.sort(lengths), np.sort(tail_lengths(512, 128, seed=1)))
 
 
@@ -27,11 +28,11 @@ def test_most_lengths_are_short_and_few_are_at_the_limit():
 def test_the_arithmetic_of_the_limit_is_that_of_the_traced_programs(load):
     """A step's products, as traced for the sizes that are measured: heads of the vocabulary's padding count there."""
 
-    batch, positions = load.batches[0], load.prompt_tokens + load.response_tokens
+    batch, positions = next(iter(load.batches)), load.prompt_tokens + load.response_tokens
     mesh = make_mesh(1, 1, 1, 1, jax.devices()[:1])
     model = describe(load.config, LanguageModel)
     programs = SlotPrograms(model, generation_layout(mesh, load.config), load.dtype, 1)
-    traced = programs.trace_decode(batch, positions, generation.sampling_of(load))
+    traced = programs.trace_decode(batch, positions, sampling_of(load))
     lengths = np.ones(batch, np.int32)
     seconds, _ = limit(load, batch, lengths, flops_rate=1.0, read_rate=math.inf)
     prefill, _ = limit(load, batch, 0 * lengths, flops_rate=1.0, read_rate=math.inf)
@@ -46,7 +47,14 @@ def test_rows_that_are_measured_again_replace_the_old_ones_and_long_tails_are_he
 
     def row(batch, case, rate):
         return generation.Row(
-            **{**fields, "model": "a", "batch": batch, "case": case, "tokens_per_second": rate}
+            **{
+                **fields,
+                "model": "a",
+                "batch": batch,
+                "case": case,
+                "tokens_per_second": rate,
+                "parameters": 1,
+            }
         )
 
     old = [row(16, "fixed", 10.0), row(64, "fixed", 40.0), row(64, "long_tail", 20.0)]
@@ -54,9 +62,9 @@ def test_rows_that_are_measured_again_replace_the_old_ones_and_long_tails_are_he
     told = [(one.batch, one.case, one.tokens_per_second, one.share_of_fixed) for one in rows]
     assert told == [
         (16, "fixed", 10.0, None),
-        (64, "long_tail", 20.0, 0.4),
         (16, "long_tail", 9.0, 0.9),
         (64, "fixed", 50.0, None),
+        (64, "long_tail", 20.0, 0.4),
     ]
 
 
@@ -71,6 +79,6 @@ def test_the_quick_size_measures_both_cases_against_transformers(tmp_path, capsy
         assert row["baseline"] == "transformers eager"
         assert row["ratio"] == pytest.approx(row["tokens_per_second"] / row["baseline_tokens_per_second"])
         assert row["limit_share"] == pytest.approx(row["tokens_per_second"] / row["limit_tokens_per_second"])
-    batch = load.batches[0]
+    (batch,) = load.batches
     assert rows[0]["tokens"] == batch * load.response_tokens and rows[1]["requests"] == load.tail_requests
     assert "of fixed" in capsys.readouterr().out

@@ -215,7 +215,7 @@ class Controller:
             batch, further = self._workers.put(drawn[0]), self._further_prompts(done, drawn)
             for future in self._dataflow(self._playing(done), batch, further):
                 metrics |= future.result()
-            metrics |= self._judge_figures() | self._transition_figures()
+            metrics |= self._judge_figures() | self._generator_figures()
             calls = self._workers.collect()
         except RoleError as error:
             self._rescue(done, error)
@@ -251,8 +251,8 @@ class Controller:
                     metrics |= judge_metrics(role, judge.take_figures().result())
         return metrics
 
-    def _transition_figures(self) -> dict[str, float]:
-        """Return what bringing weights to another pool took; where the actor generates itself it says so itself."""
+    def _generator_figures(self) -> dict[str, float]:
+        """Return what generation on another pool came to; where the actor generates itself it says so itself."""
         actor = self._groups.get("actor")
         return actor.take_figures() if isinstance(actor, ServedActor) else {}
 

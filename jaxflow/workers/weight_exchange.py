@@ -126,6 +126,12 @@ class RolloutGenerator:
         """Sample one response per row as validation asks."""
         return self._sampler.validate(self._arrived(), prompts, self._updates)
 
+    # No part of the stage `gen`, whose calls are counted as rollouts.
+    @exposed("transition", ONE_TO_ALL, replicated=True)
+    def take_figures(self) -> Metrics:
+        """Return the rate and the waste of generation since the last time."""
+        return self._sampler.take_figures()
+
 
 class ServedActor:
     """The actor as a dataflow sees it where another pool generates for it: one role, two groups.
@@ -175,12 +181,16 @@ class ServedActor:
         return self._actor.restore(directory)
 
     def take_figures(self) -> dict[str, float]:
-        """Return what sending weights took since the last time, under the names of a switch inside one pool."""
+        """Return what generation came to since the last time, and what sending weights took.
+
+        Under the names of the actor's own generation, and of a switch inside one pool.
+        """
         moved = [move.result() for move in self._moves]
         self._moves = []
+        generated = self._generator.take_figures().result()
         if not moved:
-            return {}
-        return {
+            return generated
+        return generated | {
             "transition/seconds": sum(one.seconds for one in moved),
             "transition/received_bytes_per_device": float(sum(one.bytes_per_device for one in moved)),
         }

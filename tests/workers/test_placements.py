@@ -43,6 +43,7 @@ GENERATOR_OF_TWO = {
 MODEL = {"reward.kind": "model", "warm_start.reward_steps": 2}
 # Sums in another order, through a few updates of Adam.
 TOLERANCE = 2e-3
+GENERATION = {f"perf/generation_{name}" for name in ("tokens_per_second", "slot_occupancy", "prefill_share")}
 
 
 def differences(found, expected):
@@ -73,6 +74,8 @@ def colocated(tmp_path_factory):
 def test_every_placement_gives_the_colocated_runs_metrics(colocated, tmp_path, name, parts):
     assert run_here(tmp_path, pools=PLACEMENTS[name], **MODEL, **{"rollout.parts": parts})[0] == 0
     assert differences(rows(tmp_path), colocated) == {}
+    told = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert told.keys() >= GENERATION, "whichever pool generates"
 
 
 @pytest.mark.slow

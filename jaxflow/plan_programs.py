@@ -21,7 +21,6 @@ from jaxflow.config import Config
 from jaxflow.engine.batching import LENGTH_UNIT, ladder
 from jaxflow.engine.cache import empty_cache
 from jaxflow.engine.compiled import ProgramMemory, memory_of
-from jaxflow.engine.course import SEQUENCE_BYTES
 from jaxflow.engine.generate import PREFILL_TOKENS, Generator
 from jaxflow.engine.layout_rules import Parallelism
 from jaxflow.engine.mesh import make_mesh
@@ -29,6 +28,7 @@ from jaxflow.engine.sampling import Sampling
 from jaxflow.engine.schedule import prompts_at_once, rounded
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import Layout, generation_layout, training_layout
+from jaxflow.engine.slots import SLOT_BYTES
 from jaxflow.engine.state import abstract_arrays
 from jaxflow.engine.train import Trainer
 from jaxflow.engine.transition import BUCKET_BYTES
@@ -318,7 +318,7 @@ def _generating(bench: _Bench, load: RoleLoad, model: Model) -> Iterator[Program
         "decode",
         memory,
         weights,
-        memory.arguments - cached - bench.pool.rows * SEQUENCE_BYTES,
+        memory.arguments - cached - bench.pool.rows * SLOT_BYTES,
         "rollout weights",
         count_flops(decode.jaxpr.jaxpr, programs.chunk_steps) / bench.devices,
         flops + cost.attention_flops(load.model, tokens, total),

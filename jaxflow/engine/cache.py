@@ -26,7 +26,9 @@ NAMES = ("cached", "kv_heads", None, None)
 Cache = tuple[tuple[Array, Array], ...]
 """L pairs, keys and values [B, K, S, H], each a buffer of its own that can be updated in place."""
 
-_COPIED_TOGETHER = 8  # rows: the copies are few operations, and rounding their number up costs little
+# Rows that are copied at a time: elsewhere the copies are then few operations, and rounding their number up costs
+# little; on a CPU operations cost less than rows.
+_COPIED_TOGETHER, _COPIED_TOGETHER_ON_CPU = 8, 1
 
 
 def cache_sharding(layout: Layout) -> NamedSharding:
@@ -53,10 +55,12 @@ def copy_rows(
     that no number, a NaN say, outlives the sequence that it belongs to. Of both there may be some layers only.
     """
     stages = layout.stages
+    on_cpu = layout.mesh.devices.flat[0].platform == "cpu"
+    together = _COPIED_TOGETHER_ON_CPU if on_cpu else _COPIED_TOGETHER
 
     def local(cache: Cache, source: Cache, origins: Array, places: Array) -> Cache:
         stage = jax.lax.axis_index(layout.axes["layers"]) if stages > 1 else 0
-        padding = -len(places) % _COPIED_TOGETHER
+        padding = -len(places) % together
         wanted = jnp.sum(places != EMPTY)
         places = jnp.pad(places, (0, padding), constant_values=EMPTY)
         origins = jnp.pad(jnp.maximum(origins, 0), (0, padding))
@@ -76,10 +80,8 @@ def copy_rows(
             )
 
         def some(turn: Array, cache: Cache) -> Cache:
-            start = turn * _COPIED_TOGETHER
-            from_, to = (
-                jax.lax.dynamic_slice_in_dim(rows, start, _COPIED_TOGETHER) for rows in (origins, places)
-            )
+            start = turn * together
+            from_, to = (jax.lax.dynamic_slice_in_dim(rows, start, together) for rows in (origins, places))
             copied: list[list[Array]] = [[] for _ in cache]
             for first in range(0, len(cache), stages):
                 for kind in range(2):
@@ -91,7 +93,7 @@ def copy_rows(
                         copied[first + k].append(written(array, fresh, k, to))
             return tuple((keys, values) for keys, values in copied)
 
-        return jax.lax.fori_loop(0, -(-wanted // _COPIED_TOGETHER), some, cache)
+        return jax.lax.fori_loop(0, -(-wanted // together), some, cache)
 
     rows, heads = layout.spec(("batch",)), layout.spec(NAMES)
     copy = jax.shard_map(

@@ -24,9 +24,9 @@ from jaxflow.engine.course import Drawn
 from jaxflow.engine.lanes import lanes_of
 from jaxflow.engine.rows import Rows, block
 from jaxflow.engine.sampling import Sampling, StopTable
-from jaxflow.engine.schedule import Admission, Preparation, Schedule
+from jaxflow.engine.schedule import Preparation, Schedule
 from jaxflow.engine.sharding import Layout
-from jaxflow.engine.slots import Address, Progress, SlotPrograms, Slots, Starts
+from jaxflow.engine.slots import Address, Progress, Queue, Ready, SlotPrograms, Slots
 from jaxflow.models.transformer import Model, Params, Unstacked
 from jaxflow.types import Prompts, Rollout
 
@@ -171,7 +171,6 @@ class Generator:
 class _Chunk:
     """A chunk on its way."""
 
-    rows: np.ndarray  # [blocks, slots] that it runs, or EMPTY
     drawn: Drawn
     progress: Progress
 
@@ -198,6 +197,9 @@ class _Call:
         self._prepared = programs.prompts(rows.blocks * schedule.places, schedule.width)
         self._slots = programs.slots(rows.blocks * schedule.slots, schedule.positions)
         self._mine = rows.indices(schedule.total)
+        self._queue = rows.place(self._queued())
+        self._queued_rows = rows.place(self._held(schedule.waiting))
+        self._ready: Ready | None = None  # before any prompt is prepared
         self._answers = _Answers(prompts, schedule.ends[self._mine], sampling.pad_id)
 
     def run(self, policy_updates: int, clock: _Clock) -> Rollout:
@@ -207,7 +209,7 @@ class _Call:
         while schedule.waiting.any() or schedule.longest_left > len(flight) * steps:
             if clock.is_over(self._lane, int(schedule.drawn.sum())):
                 break
-            self._admit()
+            self._prepare()
             size = schedule.resize(len(flight))
             if size is not None:
                 origins = self._rows.place(self._held(size.origins))
@@ -222,15 +224,15 @@ class _Call:
         cut = ~schedule.ended & (schedule.drawn < schedule.ends - schedule.prompt_lengths)
         return self._answers.rollout(schedule.drawn[mine], schedule.ended[mine], cut[mine], policy_updates)
 
-    def _admit(self) -> None:
-        """Fill the free slots with rows that wait; their prompts go through prefill as they are needed."""
-        preparation, admission = self._schedule.prepare(), self._schedule.admit()
-        while preparation is not None or admission is not None:
-            if preparation is not None:
-                self._prefill(preparation)
-            if admission is not None:
-                self._start(admission)
-            preparation, admission = self._schedule.prepare(), self._schedule.admit()
+    def _prepare(self) -> None:
+        """Send prompts through prefill as the schedule says, and let their rows start."""
+        preparation = self._schedule.prepare()
+        if preparation is None:
+            return
+        while preparation is not None:
+            self._prefill(preparation)
+            preparation = self._schedule.prepare()
+        self._ready = self._rows.place(Ready(*map(self._held, self._schedule.ready)))
 
     def _prefill(self, preparation: Preparation) -> None:
         mine = self._rows.local(preparation.rows, self._schedule.total)
@@ -238,20 +240,18 @@ class _Call:
         placed = self._rows.place((tokens, self._held(preparation.places)))
         self._prepared = self._programs.prefill(self._weights, self._prepared, *placed)
 
-    def _start(self, admission: Admission) -> None:
-        mine = self._rows.local(admission.rows, self._schedule.total)
-        row, prompts = np.maximum(mine, 0), self._prompts
+    def _queued(self) -> Queue:
+        """Return this process's rows as their replicas' queues have them."""
+        mine, prompts = self._rows.local(self._schedule.queue, self._schedule.total), self._prompts
+        row = np.maximum(mine, 0)
         positions = prompts.lengths[row] - 1
-        starts = Starts(
-            places=self._held(admission.slots),
-            origins=self._held(admission.origins),
+        return Queue(
             last=prompts.tokens[row, positions],
             positions=positions,
             ends=self._schedule.ends[self._mine][row],
             sequence_ids=prompts.sequence_ids[row],
             own_seeds=prompts.own_seeds[row],
         )
-        self._slots = self._programs.start(self._slots, self._prepared, self._rows.place(starts))
 
     def _let_go(self) -> Slots:
         """Hand the slots over, so that nothing here keeps their memory."""
@@ -259,20 +259,23 @@ class _Call:
         return slots
 
     def _decode(self) -> _Chunk:
-        waiting = self._rows.place(self._held(self._schedule.waiting))
+        """Let rows start that are ready, if any may be left, and dispatch a chunk."""
+        if self._schedule.waiting.any():
+            self._slots = self._programs.start(self._let_go(), self._prepared, self._queue, self._ready)
         self._slots, drawn, progress = self._programs.decode(
-            self._weights, self._slots, waiting, self._address, self._stops, self._sampling
+            self._weights, self._let_go(), self._queued_rows, self._address, self._stops, self._sampling
         )
-        return _Chunk(self._schedule.occupied, drawn, progress)
+        return _Chunk(drawn, progress)
 
     def _collect(self, chunk: _Chunk) -> None:
         """Read a chunk and keep what it drew."""
         progress, schedule = jax.tree.map(np.asarray, chunk.progress), self._schedule
-        rows = self._rows.local(chunk.rows, schedule.total)
+        blocks = self._rows.blocks
+        rows = self._rows.local(schedule.rows_of(progress.numbers.reshape(blocks, -1)), schedule.total)
         starts = (schedule.prompt_lengths + schedule.drawn)[self._mine]
-        counts = self._held(progress.counts.reshape(self._rows.blocks, -1))
+        counts = self._held(progress.counts.reshape(blocks, -1))
         self._answers.add(rows, starts, counts, self._rows.fetch(chunk.drawn))
-        schedule.record(chunk.rows, progress)
+        schedule.record(progress)
 
     def _held(self, table: np.ndarray) -> np.ndarray:
         """Return this process's share of a table of all replicas [blocks, …], one behind the other."""

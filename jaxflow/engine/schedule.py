@@ -32,15 +32,6 @@ class Preparation:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Admission:
-    """Rows that take slots, those of a replica at the front of its line."""
-
-    rows: np.ndarray  # int64 [blocks, slots], or EMPTY
-    slots: np.ndarray  # int32 [blocks, slots]: within the replica
-    origins: np.ndarray  # int32 [blocks, slots]: the place of its prompt's preparation
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Size:
     """Slots in another number, or with room for longer sequences."""
 
@@ -70,44 +61,53 @@ def rounded(positions: int) -> int:
 
 
 class _Replica:
-    """One replica's queue, prepared prompts and slots."""
+    """One replica's queue, prepared prompts and slots, as far as is known."""
 
     def __init__(self, prompts: list[list[int]], slots: int, places: int):
         self.unprepared = collections.deque(prompts)
-        self.ready: collections.deque[tuple[int, int]] = collections.deque()  # (row, place)
-        self.waiting = sum(map(len, prompts))
+        self.queue = np.array([row for rows in prompts for row in rows], np.int64)
+        self.origins = np.zeros(len(self.queue), np.int32)  # the place of each one's prompt
+        self.ready = 0  # so many of the queue have their prompts prepared
+        self.started = 0
         self.places = list(range(places - 1, -1, -1))  # free ones, the first at the end
         self.samples = [0] * places  # that have yet to start, of the prompt in each place
         self.slots = np.full(slots, EMPTY, np.int64)
 
     @property
-    def starved(self) -> bool:
-        return not self.ready and len(self.unprepared) > 0 and bool((self.slots == EMPTY).any())
+    def waiting(self) -> int:
+        return len(self.queue) - self.started
 
-    def prepare(self) -> list[tuple[int, int]]:
-        """Give free places to the next prompts: (one row of each, place)."""
+    @property
+    def starved(self) -> bool:
+        """Say whether it may run out of ready rows soon, and a good part of a prefill has room."""
+        ready = self.ready - self.started
+        room = 2 * len(self.places) >= len(self.samples)
+        return len(self.unprepared) > 0 and (ready == 0 or (ready < len(self.slots) and room))
+
+    @property
+    def room(self) -> int:
+        return min(len(self.places), len(self.unprepared))
+
+    def prepare(self, count: int) -> list[tuple[int, int]]:
+        """Give free places to so many of the next prompts at most: (one row of each, place)."""
         taken = []
-        while self.places and self.unprepared:
+        for _ in range(min(count, self.room)):
             rows, place = self.unprepared.popleft(), self.places.pop()
             self.samples[place] = len(rows)
-            self.ready.extend((row, place) for row in rows)
+            self.origins[self.ready : self.ready + len(rows)] = place
+            self.ready += len(rows)
             taken.append((rows[0], place))
         return taken
 
-    def admit(self) -> list[tuple[int, int, int]]:
-        """Give free slots to the next prepared rows: (row, slot, place)."""
-        taken = []
-        for slot in np.flatnonzero(self.slots == EMPTY).tolist():
-            if not self.ready:
-                break
-            row, place = self.ready.popleft()
-            self.slots[slot] = row
+    def start(self, numbers: np.ndarray) -> None:
+        """Take note of who was seen in each slot."""
+        new = np.flatnonzero(numbers >= self.started)
+        self.slots[new] = self.queue[numbers[new]]
+        self.started += len(new)
+        for place in self.origins[numbers[new]].tolist():
             self.samples[place] -= 1
             if self.samples[place] == 0:
                 self.places.append(place)
-            taken.append((row, slot, place))
-        self.waiting -= len(taken)
-        return taken
 
     def move(self, slots: int) -> np.ndarray:
         """Take so many slots, those that run at the front; return where each one comes from."""
@@ -118,7 +118,11 @@ class _Replica:
 
 
 class Schedule:
-    """The course of one call: rows wait, run in a slot, and are done."""
+    """The course of one call: rows wait, run in a slot, and are done.
+
+    Which of the prepared rows start is decided on the devices, the next ones wherever a slot is free; here it is seen
+    when a chunk is read, which the next one need not wait for.
+    """
 
     def __init__(
         self,
@@ -159,6 +163,7 @@ class Schedule:
         self._replicas = [_Replica(prompts, self.slots, self.places) for prompts in grouped]
         self.drawn = np.zeros(self.total, np.int64)  # response tokens of each row
         self.ended = np.zeros(self.total, bool)  # by an end token
+        self._done = np.zeros(self.total, bool)
         self.slot_steps = 0  # tokens that all slots could have drawn so far
         self.prefill_tokens = 0  # padded ones of all prompts so far
 
@@ -167,12 +172,12 @@ class Schedule:
 
     @property
     def waiting(self) -> np.ndarray:
-        """Return how many rows of each replica have not started, int32 [blocks]."""
+        """Return how many rows of each replica have not been seen to start, int32 [blocks]."""
         return np.array([replica.waiting for replica in self._replicas], np.int32)
 
     @property
     def occupied(self) -> np.ndarray:
-        """Return the row in each slot, int64 [blocks, slots], or EMPTY."""
+        """Return the row that was last seen running in each slot, int64 [blocks, slots], or EMPTY."""
         return np.stack([replica.slots for replica in self._replicas])
 
     @property
@@ -182,37 +187,49 @@ class Schedule:
         rows = rows[rows != EMPTY]
         return int((self.ends - self.prompt_lengths - self.drawn)[rows].max(initial=0))
 
-    def prepare(self) -> Preparation | None:
-        """Take the next prompts to prefill, if a replica has a free slot and no prompt prepared for it.
+    @property
+    def queue(self) -> np.ndarray:
+        """Return each replica's rows in the order in which they take slots, int64 [blocks, Q], EMPTY at the end."""
+        return self._in_queues([replica.queue for replica in self._replicas], EMPTY)
 
-        All replicas work in step: when one must, each fills all the places it has free.
+    @property
+    def ready(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the place of each queued row's preparation [blocks, Q], and how many have one [blocks], int32."""
+        origins = self._in_queues([replica.origins for replica in self._replicas], 0)
+        counts = np.array([replica.ready for replica in self._replicas], np.int32)
+        return origins.astype(np.int32), counts
+
+    def _in_queues(self, of_replicas: list[np.ndarray], behind: int) -> np.ndarray:
+        table = np.full((len(of_replicas), ladder(max(map(len, of_replicas)), 1)), behind, np.int64)
+        for line, one in zip(table, of_replicas, strict=True):
+            line[: len(one)] = one
+        return table
+
+    def prepare(self) -> Preparation | None:
+        """Take the next prompts to prefill, if a replica may soon have a free slot and no prompt prepared for it.
+
+        All replicas work in step: when one must, each fills places it has free. How many is a power of two; half as
+        many rather than filled up, if there are more to come.
         """
         if not any(replica.starved for replica in self._replicas):
             return None
-        taken = [replica.prepare() for replica in self._replicas]
-        count = 1 << (max(map(len, taken)) - 1).bit_length()
-        rows, places = _table(taken, count)
+        most = max(replica.room for replica in self._replicas)
+        count = 1 << (most - 1).bit_length()
+        if count > most and any(len(replica.unprepared) > most for replica in self._replicas):
+            count //= 2
+        rows, places = _table([replica.prepare(count) for replica in self._replicas], count)
         longest = self.prompt_lengths[rows[rows != EMPTY]].max()
         width = min(ladder(int(longest), LENGTH_UNIT), self.width)
         self.prefill_tokens += rows.size * width
         return Preparation(rows, places.astype(np.int32), width)
 
-    def admit(self) -> Admission | None:
-        """Give free slots to rows that wait and whose prompts are prepared, if there are both."""
-        taken = [replica.admit() for replica in self._replicas]
-        if not any(taken):
-            return None
-        rows, slots, origins = _table(taken, self.slots)
-        return Admission(rows, slots.astype(np.int32), origins.astype(np.int32))
-
     def resize(self, chunks: int) -> Size | None:
         """Say what slots the next chunk needs, with `chunks` under way that are not recorded; None: as they are.
 
-        They grow to hold the longest sequence. When nobody waits and half of each replica's are free, the others move
-        together, if a sequence may run for longer than a chunk.
+        They grow to hold the longest sequence, those that may have started unseen among them. When nobody waits and
+        half of each replica's are free, the others move together, if a sequence may run for longer than a chunk.
         """
-        rows = self.occupied
-        rows, ahead = rows[rows != EMPTY], (chunks + 1) * self._chunk_steps
+        rows, ahead = np.flatnonzero(~self._done), (chunks + 1) * self._chunk_steps
         reach = np.minimum(self.prompt_lengths[rows] + self.drawn[rows] + ahead, self.ends[rows])
         positions = max(self.positions, capacity(int(reach.max(initial=0)), self._longest))
         slots = self.slots
@@ -222,20 +239,30 @@ class Schedule:
                 slots = self._in_units(-(-slots // 2))
         if (slots, positions) == (self.slots, self.positions):
             return None
-        origins = np.stack([replica.move(slots) for replica in self._replicas])
+        if slots < self.slots:
+            origins = np.stack([replica.move(slots) for replica in self._replicas])
+        else:  # whoever has started unseen stays where it is
+            origins = np.tile(np.arange(slots), (len(self._replicas), 1))
         self.slots, self.positions = slots, positions
         return Size(origins.astype(np.int32), positions)
 
-    def record(self, rows: np.ndarray, progress: Progress) -> None:
-        """Take note of how far a chunk came that ran `rows` [blocks, slots]; slots of rows that are done are free."""
-        rows = rows.reshape(-1)
+    def rows_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the rows, int64 [blocks, slots], or EMPTY, that have these numbers in their replicas' queues."""
+        rows = np.take_along_axis(self.queue, np.maximum(numbers, 0), axis=1)
+        return np.where(numbers == EMPTY, EMPTY, rows)
+
+    def record(self, progress: Progress) -> None:
+        """Take note of how far a chunk came; slots of rows that are done are free."""
+        numbers = progress.numbers.reshape(len(self._replicas), -1)
+        rows = self.rows_of(numbers).reshape(-1)
         here = rows != EMPTY
         self.slot_steps += int(progress.counts.max()) * len(rows)
         self.drawn[rows[here]] += progress.counts[here]
         self.ended[rows[here]] = progress.ended[here]
-        done = rows[here & ~progress.running]
-        for replica in self._replicas:
-            replica.slots[np.isin(replica.slots, done)] = EMPTY
+        self._done[rows[here & ~progress.running]] = True
+        for replica, of_replica in zip(self._replicas, numbers, strict=True):
+            replica.start(of_replica)
+            replica.slots[self._done[replica.slots] & (replica.slots != EMPTY)] = EMPTY
 
 
 def _prompts(rows: range, lengths: np.ndarray, repeats: np.ndarray) -> list[list[int]]:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxflow.engine import attention
 from jaxflow.engine.cache import Cache, cache_sharding, copy_rows, empty_cache
-from jaxflow.engine.course import Course, Drawn, Sequences, moved_on_by_a_token
+from jaxflow.engine.course import SEQUENCE_BYTES, Course, Drawn, Sequences, moved_on_by_a_token
 from jaxflow.engine.experts import experts_over
 from jaxflow.engine.rotation import Rotation
 from jaxflow.engine.rows import EMPTY
@@ -43,20 +43,32 @@ class Slots:
 
     sequences: Sequences
     cache: Cache  # per layer (keys, values) [B, K, S, H]
+    numbers: Int[Array, "B"]  # which of its replica's queue each one's sequence is, or EMPTY
+    taken: Int[Array, "R"]  # how many of each replica's queue have started
+
+
+SLOT_BYTES = SEQUENCE_BYTES + 4  # of one slot, but for its keys and values
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Starts:
-    """Sequences that take slots, the same number M for each replica; those with place EMPTY, at the end, do not."""
+class Queue:
+    """Sequences in the order in which they take slots, the same number for each replica, nobody's at the end."""
 
-    places: Int[Array, "M"]  # slot within the replica
-    origins: Int[Array, "M"]  # which prepared prompt of the replica
-    last: Int[Array, "M"]  # the prompt's last token
-    positions: Int[Array, "M"]  # where it stands
-    ends: Int[Array, "M"]
-    sequence_ids: Int[Array, "M"]
-    own_seeds: Int[Array, "M"]
+    last: Int[Array, "Q"]  # the prompt's last token
+    positions: Int[Array, "Q"]  # where it stands
+    ends: Int[Array, "Q"]
+    sequence_ids: Int[Array, "Q"]
+    own_seeds: Int[Array, "Q"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """Which of a queue may start."""
+
+    origins: Int[Array, "Q"]  # the place of each one's prepared prompt, within the replica
+    counts: Int[Array, "R"]  # so many of each replica's, from the first; of the others no origin is read
 
 
 @jax.tree_util.register_dataclass
@@ -64,6 +76,7 @@ class Starts:
 class Progress:
     """What every process learns of a chunk, of all slots."""
 
+    numbers: Int[Array, "B"]  # who was in them; EMPTY: nobody yet
     counts: Int[Array, "B"]  # tokens drawn
     running: Bool[Array, "B"]
     ended: Bool[Array, "B"]  # by itself; neither running nor ended: at its limit
@@ -87,7 +100,7 @@ class SlotPrograms:
         self._chunk_steps = chunk_steps
         self._dispatching = threading.Lock()  # of lanes that need a program first at once, one compiles it
         by_row, caches = layout.sharding(("batch",)), cache_sharding(layout)
-        slots = Slots(by_row, caches)
+        slots = Slots(by_row, caches, by_row, by_row)
         self._platform = layout.mesh.devices.flat[0].platform
         self._unstacker = Unstacker(model, layout)
         self._no_prompts = jax.jit(self._empty, static_argnums=(0, 1), out_shardings=caches)
@@ -133,10 +146,14 @@ class SlotPrograms:
         with self._dispatching:
             return self._prefill(weights, prepared, tokens, places)
 
-    def start(self, slots: Slots, prepared: Cache, starts: Starts) -> Slots:
-        """Put sequences into slots, which are used up; those that share a prompt have copies of one prefill."""
+    def start(self, slots: Slots, prepared: Cache, queue: Queue, ready: Ready) -> Slots:
+        """Put the next sequences that are ready into all free slots, which are used up.
+
+        The first of the queue goes to the first free slot, and so on. Those that share a prompt have copies of one
+        prefill. The device decides, so that the host hands over the queue once and not those who start each time.
+        """
         with self._dispatching:
-            return self._start(slots, prepared, starts)
+            return self._start(slots, prepared, queue, ready)
 
     def resize(self, slots: Slots, origins: Array, positions: int) -> Slots:
         """Return slots whose sequences come from these old ones, numbered within each replica, EMPTY at the end.
@@ -145,7 +162,8 @@ class SlotPrograms:
         """
         old = collections.deque(slots.cache)
         with self._dispatching:
-            sequences = self._chosen(slots.sequences, origins)
+            sequences, numbers = self._chosen(slots.sequences, slots.numbers, origins)
+        taken = slots.taken
         del slots
         new: list[tuple[Array, Array]] = []
         while old:
@@ -153,24 +171,24 @@ class SlotPrograms:
             with self._dispatching:
                 new += self._moved_layer(layer, origins, positions)
             del layer
-        return Slots(sequences, tuple(new))
+        return Slots(sequences, tuple(new), numbers, taken)
 
     def decode(
         self,
         weights: Unstacked,
         slots: Slots,
-        waiting: Array,
+        queued: Array,
         address: Address,
         stops: StopTable | None,
         sampling: Sampling,
     ) -> tuple[Slots, Drawn, Progress]:
         """Move all running sequences on by a chunk of tokens at most; the slots are used up.
 
-        A chunk ends early when nothing runs, or when enough slots are free for the sequences that wait, of which
-        `waiting` says how many each replica has.
+        A chunk ends early when nothing runs, or when enough slots are free for the sequences that wait: those of the
+        `queued` [R] ones of each replica that have not started.
         """
         with self._dispatching:
-            return self._decode(weights, slots, waiting, address, stops, sampling=sampling)
+            return self._decode(weights, slots, queued, address, stops, sampling=sampling)
 
     def _empty(self, rows: int, positions: int) -> Cache:
         return empty_cache(self._model.config, rows, positions, self._dtype, self._layout)
@@ -178,7 +196,8 @@ class SlotPrograms:
     def _idle(self, rows: int, positions: int) -> Slots:
         numbers = [jnp.zeros(rows, jnp.int32) for _ in range(7)]
         flags = [jnp.zeros(rows, bool) for _ in range(2)]
-        return Slots(Sequences(*numbers, *flags), self._empty(rows, positions))
+        cache, nobody = self._empty(rows, positions), jnp.full(rows, EMPTY, jnp.int32)
+        return Slots(Sequences(*numbers, *flags), cache, nobody, jnp.zeros(self._layout.replicas, jnp.int32))
 
     def _moved(self, old: Cache, origins: Array, positions: int) -> Cache:
         """Return one layer of the old slots, of each stage one, as the new slots hold it."""
@@ -187,14 +206,18 @@ class SlotPrograms:
         new = empty_cache(self._model.config, len(origins), positions, self._dtype, self._layout)
         return copy_rows(new[: self.groups], old, origins, places, self._layout)
 
-    def _of_origins(self, sequences: Sequences, origins: Array) -> Sequences:
-        def local(old: Sequences, origins: Array) -> Sequences:
+    def _of_origins(
+        self, sequences: Sequences, numbers: Array, origins: Array
+    ) -> tuple[Sequences, Int[Array, "B"]]:
+        def local(old: Sequences, numbers: Array, origins: Array) -> tuple[Sequences, Array]:
             chosen = jax.tree.map(lambda array: array[jnp.maximum(origins, 0)], old)
-            return dataclasses.replace(chosen, running=chosen.running & (origins != EMPTY))
+            here = origins != EMPTY
+            moved = jnp.where(here, numbers[jnp.maximum(origins, 0)], EMPTY)
+            return dataclasses.replace(chosen, running=chosen.running & here), moved
 
         rows = self._layout.spec(("batch",))
-        return jax.shard_map(local, mesh=self._layout.mesh, in_specs=(rows, rows), out_specs=rows)(
-            sequences, origins
+        return jax.shard_map(local, mesh=self._layout.mesh, in_specs=(rows, rows, rows), out_specs=rows)(
+            sequences, numbers, origins
         )
 
     def _around(self, attend: attention.Attend) -> Surroundings:
@@ -220,43 +243,54 @@ class SlotPrograms:
         padded = jnp.pad(of_replicas, ((0, 0), (0, padding), (0, 0)))
         return self._layout.constrain(padded.reshape(-1, rows.shape[1]), ("batch", None))
 
-    def _started(self, slots: Slots, prepared: Cache, starts: Starts) -> Slots:
-        cache = copy_rows(slots.cache, prepared, starts.origins, starts.places, self._layout)
-        here = jnp.ones_like(starts.last, bool)
-        nothing = jnp.zeros_like(starts.last)
-        fresh = Sequences(
-            last=starts.last,
-            positions=starts.positions,
-            ends=starts.ends,
-            sequence_ids=starts.sequence_ids,
-            own_seeds=starts.own_seeds,
-            drawn=nothing,
-            matched=nothing,
-            running=here,
-            ended=jnp.zeros_like(here),
-        )
-
-        def local(old: Sequences, new: Sequences, places: Array) -> Sequences:
-            to = jnp.where(places == EMPTY, len(old.last), places)
-            return jax.tree.map(lambda array, given: array.at[to].set(given, mode="drop"), old, new)
+    def _started(self, slots: Slots, prepared: Cache, queue: Queue, ready: Ready) -> Slots:
+        def local(
+            old: Sequences, numbers: Array, taken: Array, queue: Queue, ready: Ready
+        ) -> tuple[Sequences, Array, Array, Array, Array]:
+            free = ~old.running
+            next_ = taken[0] + jnp.cumsum(free, dtype=jnp.int32) - 1
+            takes = free & (next_ < ready.counts[0])
+            numbers = jnp.where(takes, next_, numbers)
+            given, origins = jax.tree.map(lambda of: of[jnp.maximum(numbers, 0)], (queue, ready.origins))
+            nothing, here = jnp.zeros_like(given.last), jnp.ones_like(takes)
+            fresh = Sequences(
+                last=given.last,
+                positions=given.positions,
+                ends=given.ends,
+                sequence_ids=given.sequence_ids,
+                own_seeds=given.own_seeds,
+                drawn=nothing,
+                matched=nothing,
+                running=here,
+                ended=~here,
+            )
+            sequences = jax.tree.map(lambda new, was: jnp.where(takes, new, was), fresh, old)
+            first = jnp.argsort(~takes, stable=True)
+            places = jnp.where(takes[first], first, EMPTY)
+            started = taken + jnp.sum(takes, dtype=jnp.int32)
+            return sequences, numbers, started, origins[first], places
 
         rows = self._layout.spec(("batch",))
-        write = jax.shard_map(
-            local, mesh=self._layout.mesh, in_specs=(rows, rows, rows), out_specs=rows, check_vma=False
+        assign = jax.shard_map(
+            local, mesh=self._layout.mesh, in_specs=(rows,) * 5, out_specs=rows, check_vma=False
         )
-        return Slots(write(slots.sequences, fresh, starts.places), cache)
+        sequences, numbers, taken, origins, places = assign(
+            slots.sequences, slots.numbers, slots.taken, queue, ready
+        )
+        cache = copy_rows(slots.cache, prepared, origins, places, self._layout)
+        return Slots(sequences, cache, numbers, taken)
 
     def _chunk(
         self,
         weights: Unstacked,
         slots: Slots,
-        waiting: Array,
+        queued: Array,
         address: Address,
         stops: StopTable | None,
         sampling: Sampling,
     ) -> tuple[Slots, Drawn, Progress]:
         module, layers, told = self._model.bind_rest(weights.rest), weights.layers, slots.sequences
-        rows, steps = len(told.last), self._chunk_steps
+        rows, steps, waiting = len(told.last), self._chunk_steps, queued - slots.taken
         keys = sequence_keys(address.seed, address.step, address.purpose, told.sequence_ids, told.own_seeds)
         numbers = [jnp.zeros((rows, steps), jnp.float32) for _ in range(2)]
         drawn = Drawn(jnp.zeros((rows, steps), jnp.int32), *numbers)
@@ -296,7 +330,8 @@ class SlotPrograms:
             first = Course(*started, jnp.int32(0))
             course, cache = jax.lax.while_loop(more, one_token, (first, slots.cache))
             sequences, drawn, counts = course.sequences, course.drawn, course.counts
-        return Slots(sequences, cache), drawn, Progress(counts, sequences.running, sequences.ended)
+        progress = Progress(slots.numbers, counts, sequences.running, sequences.ended)
+        return Slots(sequences, cache, slots.numbers, slots.taken), drawn, progress
 
     def _goes_on(self, running: Sequence[Bool[Array, "b"]], waiting: Int[Array, "R"]) -> Bool[Array, ""]:
         """Return whether a chunk is worth going on with: some run, and few of those who wait could start."""
@@ -325,8 +360,8 @@ class SlotPrograms:
         slots = jax.eval_shape(lambda: self._idle(rows, positions))
         places = jax.tree.map(lambda leaf: by_row if leaf.ndim == 1 else caches, slots)
         address = Address(*(jax.ShapeDtypeStruct((), kind) for kind in (jnp.uint32, jnp.int32, jnp.int32)))
-        waiting = self._numbers(self._layout.replicas)
+        queued = self._numbers(self._layout.replicas)
         weights = self._unstacker.abstract(self._dtype)
         return self._decode.trace(
-            weights, abstract_arrays(slots, places), waiting, address, None, sampling=sampling
+            weights, abstract_arrays(slots, places), queued, address, None, sampling=sampling
         )

@@ -14,7 +14,7 @@ from jaxflow.engine.generate import Allowance, Generator
 from jaxflow.engine.sampling import Sampling
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import generation_layout, training_layout
-from jaxflow.engine.slots import Address, SlotPrograms, Starts
+from jaxflow.engine.slots import Address, Queue, Ready, SlotPrograms
 from jaxflow.models import transformer
 from jaxflow.models.layers import Turned
 
@@ -293,15 +293,14 @@ def test_a_slot_keeps_nothing_of_the_sequence_before():
     params = tiny.weights(tiny.LANGUAGE_MODEL, layout)
     weights, address = programs.unstacked(params, params), Address(np.uint32(0), np.int32(0), np.int32(0))
     lengths, rows = PROMPTS.lengths[:4], np.arange(4, dtype=np.int32)
-    starts = Starts(
-        places=np.array([2, 0, 1, -1], np.int32),
-        origins=rows,
+    queue = Queue(
         last=PROMPTS.tokens[rows, lengths - 1],
         positions=lengths - 1,
         ends=lengths + LIMIT,
         sequence_ids=rows,
         own_seeds=np.full(4, -1, np.int32),
     )
+    ready = Ready(origins=rows[::-1].copy(), counts=np.array([3], np.int32))
     drawn = []
     for poison in (0.0, np.nan, 1e30):
 
@@ -311,11 +310,12 @@ def test_a_slot_keeps_nothing_of_the_sequence_before():
         slots = programs.slots(4, 24)
         slots = dataclasses.replace(slots, cache=poisoned(slots.cache))
         prepared = poisoned(programs.prompts(4, 16))
-        prepared = programs.prefill(weights, prepared, PROMPTS.tokens[:4], rows)
-        slots = programs.start(slots, prepared, starts)
+        prepared = programs.prefill(weights, prepared, PROMPTS.tokens[:4], rows[::-1].copy())
+        slots = programs.start(slots, prepared, queue, ready)
+        assert np.asarray(slots.numbers).tolist() == [0, 1, 2, -1], "the fourth is not ready"
         for _ in range(2):
-            waiting = np.zeros(1, np.int32)
-            slots, chunk, progress = programs.decode(weights, slots, waiting, address, None, SAMPLING)
+            queued = np.full(1, 3, np.int32)
+            slots, chunk, progress = programs.decode(weights, slots, queued, address, None, SAMPLING)
             drawn.append(
                 [np.asarray(chunk.tokens)[slot, :count] for slot, count in enumerate(progress.counts)]
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -68,13 +68,14 @@ def _decoder(depth: int) -> DecoderConfig:
 
 def layer_seconds(on: Bench) -> tuple[float, float]:
     """Return one reference layer's forward and backward pass, each device on rows and weights of its own."""
-    forward, both = ([_pass_seconds(on, depth, gradient) for depth in _DEPTHS] for gradient in (False, True))
+    forward, both = zip(*(_pass_seconds(on, depth) for depth in _DEPTHS), strict=True)
     layers = _DEPTHS[1] - _DEPTHS[0]
     ahead = (forward[1] - forward[0]) / layers
     return ahead, (both[1] - both[0]) / layers - ahead
 
 
-def _pass_seconds(on: Bench, depth: int, gradient: bool) -> float:
+def _pass_seconds(on: Bench, depth: int) -> tuple[float, float]:
+    """Return the seconds of a forward pass, and of one with its backward pass."""
     model = describe(_decoder(depth), LanguageModel)
     around = Surroundings(attention.whole_sequence(on.platform), lambda x, names: x)
     spec = PartitionSpec("device")
@@ -88,14 +89,15 @@ def _pass_seconds(on: Bench, depth: int, gradient: bool) -> float:
     def hidden(params, tokens):
         return jnp.sum(jnp.square(model.bind(params).backbone(tokens, around)))
 
-    def of_one(params, tokens):
-        one = jax.tree.map(lambda leaf: leaf[0], params)
-        if not gradient:
-            return hidden(one, tokens[0])[None]
-        return jax.tree.map(lambda leaf: leaf[None], jax.grad(hidden)(one, tokens[0]))
+    def seconds_of(function: Callable) -> float:
+        def of_one(params, tokens):
+            one = jax.tree.map(lambda leaf: leaf[0], params)
+            return jax.tree.map(lambda leaf: leaf[None], function(one, tokens[0]))
 
-    each = jax.shard_map(of_one, mesh=on.mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False)
-    return on.typical(each, weights, tokens)
+        each = jax.shard_map(of_one, mesh=on.mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False)
+        return on.typical(each, weights, tokens)
+
+    return seconds_of(hidden), seconds_of(jax.grad(hidden))
 
 
 def attention_parts(on: Bench) -> tuple[float, float]:

@@ -157,7 +157,7 @@ def _decode_step(on: Bench, depth: int) -> float:
     far = jax.device_put(np.full(rows, 1 << 30, np.int32), empty.sequences.last.sharding)
     running = jax.device_put(np.ones(rows, bool), empty.sequences.running.sharding)
     sequences = dataclasses.replace(empty.sequences, ends=far, running=running)
-    slots = [Slots(sequences, empty.cache)]
+    slots = [dataclasses.replace(empty, sequences=sequences)]
     waiting = jax.device_put(np.zeros(len(devices), np.int32), layout.sharding(("batch",)))
     address = Address(np.uint32(0), np.int32(0), np.int32(0))
     sampling = _sampling(_STEPS)

@@ -37,10 +37,8 @@ _LAYER_GRADIENTS, _OTHER_GRADIENTS, _LOSS_NUMBERS = 9, 3, 4
 # Over the ranks that cut weights, of each cut one (all layers' are one array): table, head and seven of a layer.
 _CUT_WEIGHTS = 9
 _NORMS = 2  # of the gradient: for the clip, and for the report
-_ASKED_EACH_TOKEN, _TOLD_EACH_CHUNK = (
-    3,
-    4,
-)  # numbers over all devices: who runs, who is free; counts, ends, starts
+# Over all devices: who runs and who is free; counts, ends and starts.
+_ASKED_EACH_TOKEN, _TOLD_EACH_CHUNK = 3, 4
 _SUMS_TO_AGREE = 2  # how many rows each process has, and what it knows of them
 # Attention's products keep nothing for the backward pass (models/transformer.py): they run again, then twice for the
 # gradients. So does pointwise work.

@@ -70,8 +70,17 @@ ON_CPU = (
     Load("25M", _decoder(512, 6, 8, 4, 1792, 8192), "float32", {16: 8, 64: 4}, 24, 232, 512),
     Load("100M", _decoder(768, 12, 12, 4, 2048, 32000), "float32", {16: 6, 64: 2}, 12, 116, 256),
 )
+# Presets compute in float32, in which no kernel of a GPU attends.
 ON_GPU = tuple(
-    Load(name, preset(name), "bfloat16", {64: 4, 128: 2, 256: 2}, 512, 512, 1024)
+    Load(
+        name,
+        dataclasses.replace(preset(name), compute_dtype="bfloat16"),
+        "bfloat16",
+        {64: 4, 128: 2, 256: 2},
+        512,
+        512,
+        1024,
+    )
     for name in ("qwen2.5-1.5b", "qwen2.5-7b")
 )
 QUICK = (Load("quick", _decoder(32, 2, 4, 2, 64, 64), "float32", {4: 2}, 8, 12, 16),)

@@ -36,8 +36,8 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 import torch
+from generation_sides import ON_CPU, ON_GPU, QUICK, Load, Ours, Theirs, limit, tail_lengths
 
-from experiments.generation_sides import ON_CPU, ON_GPU, QUICK, Load, Ours, Theirs, limit, tail_lengths
 from jaxflow.mapping.calibrate import matmul_ladder, read_bandwidth
 from jaxflow.mapping.measuring import Bench, bench
 

@@ -15,8 +15,8 @@ import time
 
 import jax
 import numpy as np
+from generation_sides import ON_CPU, Load, sampling_of, tail_lengths
 
-from experiments.generation_sides import ON_CPU, Load, sampling_of, tail_lengths
 from jaxflow.engine.generate import Generator
 from jaxflow.engine.lanes import lanes_of
 from jaxflow.engine.mesh import make_mesh

@@ -6,10 +6,10 @@ import math
 import jax
 import numpy as np
 import pytest
+from generation_sides import ON_CPU, ON_GPU, QUICK, limit, sampling_of, tail_lengths
 
 from experiments import generation
 from experiments.generation import merged
-from experiments.generation_sides import ON_CPU, ON_GPU, QUICK, limit, sampling_of, tail_lengths
 from jaxflow.engine.mesh import make_mesh
 from jaxflow.engine.sharding import generation_layout
 from jaxflow.engine.slots import SlotPrograms

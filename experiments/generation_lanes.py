@@ -15,11 +15,12 @@ import time
 
 import jax
 import numpy as np
-from generation_sides import ON_CPU, Load, sampling_of, tail_lengths
+from generation_sides import ON_CPU, Load, tail_lengths
 
 from jaxflow.engine.generate import Generator
 from jaxflow.engine.lanes import lanes_of
 from jaxflow.engine.mesh import make_mesh
+from jaxflow.engine.sampling import untruncated
 from jaxflow.engine.sharding import generation_layout
 from jaxflow.engine.state import new_weights
 from jaxflow.models.transformer import LanguageModel, describe
@@ -52,7 +53,7 @@ def measure(load: Load, batch: int, case: str) -> None:
     lengths = np.full(count, load.response_tokens, np.int32)
     if case == "long_tail":
         lengths = tail_lengths(count, load.response_tokens, seed=1)
-    prompts, sampling = requests(load, count), sampling_of(load)
+    prompts, sampling = requests(load, count), untruncated(load.response_tokens)
     seconds = dict.fromkeys(LANES, float("inf"))
     drawn = {}
     for turn in range(1 + TURNS):

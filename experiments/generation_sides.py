@@ -25,7 +25,7 @@ import transformers
 
 from jaxflow.engine.generate import NO_EFFORT, Generator
 from jaxflow.engine.mesh import make_mesh
-from jaxflow.engine.sampling import Sampling
+from jaxflow.engine.sampling import untruncated
 from jaxflow.engine.sharding import generation_layout, training_layout
 from jaxflow.engine.state import new_weights
 from jaxflow.engine.transition import transition
@@ -94,20 +94,6 @@ def tail_lengths(requests: int, limit: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(lengths)
 
 
-def sampling_of(load: Load) -> Sampling:
-    """Return how both sides draw: from the whole distribution, up to the limit."""
-    return Sampling(
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        min_p=0.0,
-        min_response_tokens=0,
-        max_response_tokens=load.response_tokens,
-        end_ids=(),
-        pad_id=0,
-    )
-
-
 class Ours:
     """jaxflow's generator with its weights."""
 
@@ -127,7 +113,7 @@ class Ours:
             for batch in load.batches
         }
         self._weights = next(iter(self._generators.values())).unstacked(moved, keep={})
-        self._sampling = sampling_of(load)
+        self._sampling = untruncated(load.response_tokens)
         self.effort = NO_EFFORT  # of the last run
 
     def run(self, batch: int, tokens: np.ndarray, lengths: np.ndarray) -> int:

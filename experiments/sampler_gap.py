@@ -25,7 +25,7 @@ import numpy as np
 
 from jaxflow.engine.generate import Generator
 from jaxflow.engine.mesh import make_mesh
-from jaxflow.engine.sampling import Sampling
+from jaxflow.engine.sampling import untruncated
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import generation_layout, training_layout
 from jaxflow.engine.state import new_weights
@@ -74,7 +74,7 @@ def measure(name: str, rollout_dtype: str, compute_dtype: str) -> Row:
     backbone = drawn["backbone"] | {"embedding": SHARPNESS * drawn["backbone"]["embedding"]}
     params: Params = drawn | {"backbone": backbone}
     sampled_with, _ = transition(params, generation.weights(model.names), rollout_dtype)
-    sampling = Sampling(1.0, 0, 1.0, 0.0, 0, RESPONSE_TOKENS, end_ids=(), pad_id=0)
+    sampling = untruncated(RESPONSE_TOKENS)
     generator = Generator(model, generation, rollout_dtype, SEQUENCES)
     weights = generator.unstacked(sampled_with, keep=params)
     rollout = generator.generate(

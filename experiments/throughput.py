@@ -34,7 +34,7 @@ from jaxflow.algorithms.losses import ValueLoss
 from jaxflow.config import Config, OptimizerConfig
 from jaxflow.engine.generate import Generator
 from jaxflow.engine.mesh import make_mesh
-from jaxflow.engine.sampling import Sampling
+from jaxflow.engine.sampling import untruncated
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import generation_layout, training_layout
 from jaxflow.engine.state import TrainState, new_state, new_weights
@@ -222,7 +222,7 @@ def measure(case: Case, mesh: jax.sharding.Mesh) -> Iterator[tuple[str, int, int
 
     rollout_params, _ = transition(params, shardings, "float32")
     generator = Generator(actor, generation, "float32", sequences // generation.replicas)
-    sampling = Sampling(1.0, 0, 1.0, 0.0, 0, max_response_tokens=RESPONSE_TOKENS, end_ids=(), pad_id=0)
+    sampling = untruncated(RESPONSE_TOKENS)
     prompts = _prompts(experience)
     generate = timed(lambda: generator(rollout_params, prompts, sampling, 0, 0, 0, 0))
     yield "generate", sequences * RESPONSE_TOKENS, generation_flops(config, sequences), generate

@@ -24,7 +24,7 @@ from jaxflow.engine.compiled import ProgramMemory, memory_of
 from jaxflow.engine.generate import PREFILL_TOKENS, Generator
 from jaxflow.engine.layout_rules import Parallelism
 from jaxflow.engine.mesh import make_mesh
-from jaxflow.engine.sampling import Sampling
+from jaxflow.engine.sampling import untruncated
 from jaxflow.engine.schedule import prompts_at_once, rounded
 from jaxflow.engine.score import Scorer
 from jaxflow.engine.sharding import Layout, generation_layout, training_layout
@@ -299,15 +299,8 @@ def _generating(bench: _Bench, load: RoleLoad, model: Model) -> Iterator[Program
         seconds,
     )
 
-    sampling = Sampling(
-        temperature=config.rollout.temperature,
-        top_k=0,
-        top_p=1.0,
-        min_p=0.0,
-        min_response_tokens=0,
-        max_response_tokens=config.rollout.max_response_tokens,
-        end_ids=(),
-        pad_id=0,
+    sampling = dataclasses.replace(
+        untruncated(config.rollout.max_response_tokens), temperature=config.rollout.temperature
     )
     decode = programs.trace_decode(rows, total, sampling)
     memory, seconds = _compiled(decode)

@@ -19,7 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxflow.engine.batching import LENGTH_UNIT, ladder, take
+from jaxflow.engine.answers import Answers, joined, part_of
+from jaxflow.engine.batching import take
 from jaxflow.engine.course import Drawn
 from jaxflow.engine.lanes import lanes_of
 from jaxflow.engine.rows import Rows, block
@@ -153,7 +154,7 @@ class Generator:
             drawn = int(schedule.drawn.sum())
             self._effort += Effort(0.0, drawn, schedule.slot_steps, schedule.prefill_tokens)
         self._effort += Effort(clock.seconds, 0, 0, 0)
-        return _joined(rollouts, sampling.pad_id)
+        return joined(rollouts, sampling.pad_id)
 
     def _in_lanes(self, prompts: Prompts, numbers: np.ndarray) -> list[tuple[Prompts, np.ndarray]]:
         """Cut a call's rows, and what everyone knows of them, into lanes: blocks of neighbours."""
@@ -164,7 +165,7 @@ class Generator:
         if lanes == 1:
             return [(prompts, numbers)]
         blocks = [block(total, lanes, lane) for lane in range(lanes)]
-        return [(_part(prompts, rows), numbers[rows]) for rows in blocks if rows.start < rows.stop]
+        return [(part_of(prompts, rows), numbers[rows]) for rows in blocks if rows.start < rows.stop]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -200,7 +201,7 @@ class _Call:
         self._queue = rows.place(self._queued())
         self._queued_rows = rows.place(self._held(schedule.waiting))
         self._ready: Ready | None = None  # before any prompt is prepared
-        self._answers = _Answers(prompts, schedule.ends[self._mine], sampling.pad_id)
+        self._answers = Answers(prompts, schedule.ends[self._mine], sampling.pad_id)
 
     def run(self, policy_updates: int, clock: _Clock) -> Rollout:
         """Generate until no row waits and none runs, or until there is no more time or tokens for it."""
@@ -305,92 +306,12 @@ class _Clock:
         return limit > 0 and self._rows.any(self.seconds >= limit)
 
 
-class _Answers:
-    """This process's rows as they grow."""
-
-    def __init__(self, prompts: Prompts, ends: np.ndarray, pad_id: int):
-        shape = (len(prompts.lengths), int(ends.max(initial=0)))
-        column = np.arange(shape[1])[None, :]
-        asked = prompts.tokens[:, : shape[1]]
-        tokens = np.full(shape, pad_id, np.int32)
-        tokens[:, : asked.shape[1]] = asked
-        self._prompts, self._pad_id = prompts, pad_id
-        self._tokens = np.where(column < prompts.lengths[:, None], tokens, pad_id)
-        self._log_probs, self._behaviour = (np.zeros(shape, np.float32) for _ in range(2))
-
-    def add(self, rows: np.ndarray, starts: np.ndarray, counts: np.ndarray, drawn: Drawn) -> None:
-        """Write what each slot drew behind what its row has; `starts` says of every row where that is."""
-        slot, nth = np.nonzero(np.arange(drawn.tokens.shape[1])[None, :] < counts[:, None])
-        row = rows[slot]
-        column = starts[row] + nth
-        self._tokens[row, column] = drawn.tokens[slot, nth]
-        self._log_probs[row, column] = drawn.log_probs[slot, nth]
-        self._behaviour[row, column] = drawn.behaviour_log_probs[slot, nth]
-
-    def rollout(
-        self, drawn: np.ndarray, ended: np.ndarray, stopped: np.ndarray, policy_updates: int
-    ) -> Rollout:
-        """Return the rows, of which `drawn` says how many tokens each has, at one padded length."""
-        prompts = self._prompts
-        lengths = (prompts.lengths + drawn).astype(np.int32)
-        width = ladder(int(lengths.max(initial=1)), LENGTH_UNIT)
-        column = np.arange(width)[None, :]
-
-        def padded(array: np.ndarray, with_: int) -> np.ndarray:
-            cut = array[:, :width]
-            return np.pad(cut, ((0, 0), (0, width - cut.shape[1])), constant_values=with_)
-
-        return Rollout(
-            tokens=padded(self._tokens, self._pad_id),
-            lengths=lengths,
-            response_mask=(column >= prompts.lengths[:, None]) & (column < lengths[:, None]),
-            rollout_log_probs=padded(self._log_probs, 0),
-            behaviour_log_probs=padded(self._behaviour, 0),
-            finished=ended,
-            groups=prompts.groups,
-            policy_updates=np.full(len(lengths), policy_updates, np.int32),
-            stopped=stopped,
-        )
-
-
-def _part(prompts: Prompts, rows: slice) -> Prompts:
-    """Return some of the prompts."""
-    return dataclasses.replace(
-        prompts,
-        tokens=prompts.tokens[rows],
-        lengths=prompts.lengths[rows],
-        sequence_ids=prompts.sequence_ids[rows],
-        own_seeds=prompts.own_seeds[rows],
-        groups=prompts.groups[rows],
-        rows=prompts.rows[rows],
-    )
-
-
 def _side_by_side(calls: Sequence[Callable[[], Rollout]]) -> list[Rollout]:
     """Run calls, each in a thread of its own where there are several, and return what they return."""
     if len(calls) == 1:
         return [calls[0]()]
     with ThreadPoolExecutor(len(calls)) as threads:
         return [running.result() for running in [threads.submit(call) for call in calls]]
-
-
-def _joined(rollouts: Sequence[Rollout], pad_id: int) -> Rollout:
-    """Return the rows of all rollouts at the widest one's length."""
-    width = max(rollout.tokens.shape[1] for rollout in rollouts)
-
-    def rows(*parts: np.ndarray, padding: int = 0) -> np.ndarray:
-        wide = [
-            np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=padding)
-            if part.ndim == 2
-            else part
-            for part in parts
-        ]
-        return np.concatenate(wide)
-
-    if len(rollouts) == 1:
-        return rollouts[0]
-    tokens = rows(*(rollout.tokens for rollout in rollouts), padding=pad_id)
-    return dataclasses.replace(jax.tree.map(rows, *rollouts), tokens=tokens)
 
 
 def _repeats(prompts: Prompts) -> np.ndarray:

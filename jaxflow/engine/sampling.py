@@ -42,6 +42,20 @@ class Sampling:
         return suppresses or self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
 
+def untruncated(tokens: int) -> Sampling:
+    """Return sampling from the whole distribution at temperature 1, which so many tokens end and nothing else."""
+    return Sampling(
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        min_p=0.0,
+        min_response_tokens=0,
+        max_response_tokens=tokens,
+        end_ids=(),
+        pad_id=0,
+    )
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StopTable:

@@ -21,7 +21,7 @@ from jaxflow.engine import attention
 from jaxflow.engine.generate import Generator
 from jaxflow.engine.layout_rules import Parallelism
 from jaxflow.engine.mesh import make_mesh
-from jaxflow.engine.sampling import Sampling
+from jaxflow.engine.sampling import untruncated
 from jaxflow.engine.sharding import generation_layout
 from jaxflow.engine.slots import Address, SlotPrograms, Slots
 from jaxflow.engine.state import new_weights
@@ -160,26 +160,13 @@ def _decode_step(on: Bench, depth: int) -> float:
     slots = [dataclasses.replace(empty, sequences=sequences)]
     waiting = jax.device_put(np.zeros(len(devices), np.int32), layout.sharding(("batch",)))
     address = Address(np.uint32(0), np.int32(0), np.int32(0))
-    sampling = _sampling(_STEPS)
+    sampling = untruncated(_STEPS)
 
     def chunk() -> Slots:
         slots[0], _, _ = programs.decode(weights, slots[0], waiting, address, None, sampling)
         return slots[0]
 
     return on.median(chunk) / _STEPS
-
-
-def _sampling(tokens: int) -> Sampling:
-    return Sampling(
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        min_p=0.0,
-        min_response_tokens=0,
-        max_response_tokens=tokens,
-        end_ids=(),
-        pad_id=0,
-    )
 
 
 def generation_times(on: Bench) -> list[float]:
@@ -199,7 +186,7 @@ def _generated(generator: Generator, weights: Unstacked, rows: int) -> np.ndarra
     width, pad = _PROMPT, np.full(rows, -1, np.int32)
     tokens = np.random.default_rng(0).integers(0, _DECODER.vocabulary_size, (rows, width)).astype(np.int32)
     prompts = Prompts(tokens, np.full(rows, width, np.int32), numbers, pad, numbers, 0, ())
-    return generator.generate(weights, prompts, _sampling(1), 0, 0, 0, 0).tokens
+    return generator.generate(weights, prompts, untruncated(1), 0, 0, 0, 0).tokens
 
 
 def with_parts(on: Bench, profile: DeviceProfile) -> DeviceProfile:

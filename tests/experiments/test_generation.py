@@ -6,11 +6,12 @@ import math
 import jax
 import numpy as np
 import pytest
-from generation_sides import ON_CPU, ON_GPU, QUICK, limit, sampling_of, tail_lengths
+from generation_sides import ON_CPU, ON_GPU, QUICK, limit, tail_lengths
 
 from experiments import generation
 from experiments.generation import merged
 from jaxflow.engine.mesh import make_mesh
+from jaxflow.engine.sampling import untruncated
 from jaxflow.engine.sharding import generation_layout
 from jaxflow.engine.slots import SlotPrograms
 from jaxflow.mapping.flop_count import count_flops
@@ -32,7 +33,7 @@ def test_the_arithmetic_of_the_limit_is_that_of_the_traced_programs(load):
     mesh = make_mesh(1, 1, 1, 1, jax.devices()[:1])
     model = describe(load.config, LanguageModel)
     programs = SlotPrograms(model, generation_layout(mesh, load.config), load.dtype, 1)
-    traced = programs.trace_decode(batch, positions, sampling_of(load))
+    traced = programs.trace_decode(batch, positions, untruncated(load.response_tokens))
     lengths = np.ones(batch, np.int32)
     seconds, _ = limit(load, batch, lengths, flops_rate=1.0, read_rate=math.inf)
     prefill, _ = limit(load, batch, 0 * lengths, flops_rate=1.0, read_rate=math.inf)

@@ -79,6 +79,8 @@ def scoring_layout_problems(config: Config) -> Iterator[str]:
                 yield f"{key} is no model of the pool; name some of: {', '.join(r for r in pool.roles if r in holders)}"
             elif role in taught_judges(config) or role_adapters(config, role) is not None:
                 yield f"{key} is taught or has adapters: its weights do not move for a pass; leave it out"
+            elif role == "actor" and config.algorithm.kl.exact_in_rewards:
+                yield f"{key} scores beside a reference that stays in the training layout; leave it out"
             elif pool.hosts > 1 and pool.devices_per_host % (mesh.tensor * mesh.pipe) != 0:
                 yield (
                     f"{key}: the {mesh.tensor * mesh.pipe} devices of tensor × pipe span hosts of"

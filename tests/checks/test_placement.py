@@ -308,4 +308,8 @@ def test_roles_score_in_the_generation_layout_where_their_rows_stay(changes, sai
         asked |= {"cluster__pools__judges__devices_per_host": 1, **MODEL_REWARD}
     found = problems(split_config(**asked))
     assert any(said in problem for problem in found), found
-    check(config(cluster__pools__main__generation_scoring=["actor", "critic", "reference"]), 100, None)
+    asked = {"cluster__pools__main__generation_scoring": ["actor", "critic", "reference"]}
+    check(config(**asked), 100, None)
+    exact = {"algorithm__kl__reward_coefficient": 0.1, "algorithm__kl__reward_estimator": "full"}
+    found = problems(config(**asked, **exact))
+    assert any("'actor' scores beside a reference" in problem for problem in found), found

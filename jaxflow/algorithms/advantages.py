@@ -54,6 +54,7 @@ def gae(
     chex.assert_type([rewards, values], float)
 
     def step(following, token):
+        """Go from the token behind to this one; those that the policy did not choose hand on what they are given."""
         following_value, following_advantage = following
         reward, value, chosen = token
         residual = reward + discount * following_value - value

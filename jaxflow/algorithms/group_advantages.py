@@ -25,6 +25,7 @@ def returns_to_go(
     chex.assert_equal_shape([rewards, response_mask])
 
     def step(following, token):
+        """Go from the token behind to this one."""
         reward, chosen = token
         following = jnp.where(chosen, reward + discount * following, following)
         return following, following

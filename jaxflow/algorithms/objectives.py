@@ -53,6 +53,7 @@ def by_token(objective: Callable[..., tuple[Float[Array, "B T"], ClipIndicators]
     """Return an objective that looks at each token alone, with its knobs, under the signature of all."""
 
     def with_mask(log_probs, old_log_probs, advantages, mask):
+        """Take the mask and leave it unread."""
         return objective(log_probs, old_log_probs, advantages, **knobs)
 
     return with_mask

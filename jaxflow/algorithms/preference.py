@@ -123,6 +123,7 @@ class PreferenceLoss:
                 )
 
         def pair_mean(x: Float[Array, "B"]) -> Float[Array, ""]:
+            """Return the mean over all pairs of the mini-batch."""
             return masked_sum(x, paired) / counts.sequences
 
         loss = pair_mean(losses)
@@ -172,6 +173,7 @@ class KTOLoss:
         )
 
         def over_all(x: Array, rows: Bool[Array, "B"]) -> Float[Array, ""]:
+            """Return the sum over some rows, by the number of all."""
             return masked_sum(x, rows) / counts.sequences
 
         loss = over_all(losses, judged)

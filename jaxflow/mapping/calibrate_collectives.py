@@ -6,8 +6,8 @@ Calibrate starts both, each on the cores that a run would give it.
 
 Each round is a product and sums over pairs of devices, one waiting for the other, as in a layer; what the rounds
 take without sums is subtracted. So waiting for a neighbour whose turn on the cores has not come is in it. Between
-processes that is nearly all: XLA's sockets (gloo) have a thread that asks again and again for a lock which another
-thread holds, and on a single core it asks until the system takes the core from it, 3 to 4 ms.
+processes that is nearly all: XLA's sockets (gloo) have a thread that asks the kernel again and again what there
+is to read, and on a single core it asks until the system takes the core from it, 3 to 4 ms.
 """
 
 from __future__ import annotations

@@ -40,10 +40,10 @@ class DecoderConfig:
     # Layer i (from 0) sees all where (i + 1) % this == 0; 0: with a window no layer does
     global_every: int = 0
     local_rope_theta: float = 0.0  # base of the local layers, unscaled; 0: theirs is the global one (Gemma 3)
-    # None | linear (positions / rope_factor) | llama3 (low frequencies / rope_factor)
+    # none | linear (positions / rope_factor) | llama3 (low frequencies / rope_factor)
     rope_scaling: str = "none"
     rope_factor: float = 1.0  # times the positions that the frequencies were made for
-    # Llama3: turns in the original positions, slowed wholly up to here
+    # llama3: turns in the original positions, slowed wholly up to here
     rope_low_frequency_factor: float = 1.0
     rope_high_frequency_factor: float = 4.0  # llama3: turns in the original positions, untouched from here on
     rope_original_positions: int = 8192  # llama3: positions before the scaling

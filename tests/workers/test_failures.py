@@ -100,9 +100,12 @@ KILLED = [
 def test_a_run_whose_processes_die_or_fail_in_every_stage_ends_with_the_same_metrics(straight, tmp_path):
     run = Faulty(tmp_path)
     with run.start() as command:
-        while not hosts(command.pid):
+        while not (first := hosts(command.pid)):
             time.sleep(0.01)
-        os.kill(next(iter(hosts(command.pid))), signal.SIGKILL)
+        # Pools start by name. The first one's single process may be up before it is hit; these wait for each other.
+        while not (others := hosts(command.pid) - first):
+            time.sleep(0.01)
+        os.kill(min(others), signal.SIGKILL)
         line = command.wait_for("; restart 1 of")
         assert re.search(
             r"pool\.start failed in pool \w+, process \d.*: the process ended .* in stage start;", line
